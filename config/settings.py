@@ -1,0 +1,208 @@
+"""What an operator may set under ``args:`` of a Serve configuration file, and why so."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from config.mistakes import describe_mistakes
+from gemma_serve.engine.config import EngineConfig
+from gemma_serve.errors import ConfigurationError
+from gemma_serve.gemma.checkpoints import served_name
+from gemma_serve.gemma.config import Device, DType, ModelConfig
+from gemma_serve.openai_api.config import ApiConfig
+from gemma_serve.openai_api.limits import ApiLimits, ImageLimits
+
+# A secret, so not a setting: files get committed and shown.
+API_KEYS_VARIABLE = "GEMMA_SERVE_API_KEYS"
+
+NonEmptyStr = Annotated[str, Field(min_length=1)]
+Size = Annotated[ByteSize, Field(gt=0)]
+
+_ENGINE = EngineConfig()
+_API = ApiLimits()
+
+
+class AppSettings(BaseModel):
+    """One Gemma 3 behind one OpenAI API.
+
+    A mistake raises one ``ConfigurationError`` that names every wrong setting, so that Serve's log
+    shows the sentence and not a stack of pydantic's.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+    model: NonEmptyStr = "demo"
+    """``demo`` and ``demo-vision`` (270M, run anywhere), ``dummy:<size>`` (random weights), a local
+    folder, or a Hub id such as ``google/gemma-3-4b-it``."""
+    served_model_name: NonEmptyStr | None = None
+    """The ``model`` that clients send; by default the checkpoint's name, never a path."""
+    revision: NonEmptyStr | None = None
+    """Branch, tag or commit of a Hub id. Pin it where the same answers matter next month."""
+    dtype: DType = "auto"
+    """``auto`` is bfloat16, what Gemma 3 was trained in; ``float32`` doubles the memory."""
+    device: Device = "auto"
+    """``auto`` is CUDA where a replica has GPUs, otherwise the CPU."""
+
+    num_replicas: PositiveInt = 1
+    """Copies of the model. Each takes its own requests: throughput grows, latency does not."""
+    gpus_per_replica: NonNegativeInt | Literal["auto"] = "auto"
+    """GPUs that one copy's layers are spread over; 0 runs on the CPU. ``auto`` shares the GPUs that
+    the nodes show equally among the replicas."""
+    cpus_per_replica: PositiveFloat = 1.0
+    """Cores that Ray reserves for one copy. It places replicas by this and limits nothing, so that
+    1 fits a small machine beside the ingress."""
+    threads_per_replica: PositiveInt | Literal["auto"] = "auto"
+    """Threads that torch computes with on the CPU. ``auto`` shares a node's cores equally among the
+    replicas; Ray's own default, ``cpus_per_replica`` rounded down, would leave cores idle."""
+
+    num_ingress_replicas: PositiveInt = 1
+    """HTTP front ends. One serves about 1,900 streamed messages a second; add one per 30 busy
+    chats."""
+    cpus_per_ingress_replica: PositiveFloat = 0.25
+    """Cores that Ray reserves for one front end: little, so that it always finds a place."""
+    admission_timeout_s: PositiveFloat = 30.0
+    """Seconds that a request may wait until a replica takes it, before it gets a 503. It covers a
+    replica's restart, not the answer: answers have no deadline."""
+
+    max_model_len: Annotated[int, Field(ge=2)] | None = None
+    """Tokens of prompt and completion together; by default what the checkpoint was trained for
+    (32,768 or 131,072), as far as the memory for keys and values goes."""
+    max_num_seqs: PositiveInt = _ENGINE.max_num_seqs
+    """Sequences computed together. More raise throughput and slow each one down; 32 is past the
+    knee of both on one GPU."""
+    max_queued_requests: NonNegativeInt = _ENGINE.max_queued_requests
+    """Requests per replica that wait for one of those places; the next one gets a 429. 256 is eight
+    full batches: beyond, a caller had better try elsewhere."""
+    prefill_chunk_size: PositiveInt = _ENGINE.prefill_chunk_size
+    """Prompt tokens computed per step. Small keeps running answers smooth while a long prompt comes
+    in, large finishes the prompt sooner."""
+    block_size: PositiveInt = _ENGINE.block_size
+    """Tokens per block of the KV cache. 16 wastes at most 15 tokens of memory per sequence."""
+    kv_cache_memory: Size | None = None
+    """Memory per replica for keys and values, such as ``4GiB``; by default sized from the device
+    and ``max_model_len``."""
+
+    max_body_size: Size = ByteSize(_API.max_body_bytes)
+    """Largest HTTP body, such as ``64MiB``; beyond is a 413. The default holds a chat with several
+    photos as data URLs."""
+    max_images: NonNegativeInt = _API.images.max_images
+    """Images per request. One fills 256 prompt tokens, up to five times that when cropped."""
+    max_image_size: Size = ByteSize(_API.images.max_bytes)
+    """Encoded size of one image, such as ``20MiB``: any phone's photo passes."""
+    max_image_pixels: PositiveInt = _API.images.max_pixels
+    """Width times height, read before decoding. Any ordinary photo passes; 25 million pixels decode
+    to 75 MB, to 400 MB with transparency."""
+    image_fetch_timeout_s: PositiveFloat = _API.images.fetch_timeout_s
+    """Seconds to fetch one image URL, redirects included."""
+    max_image_redirects: NonNegativeInt = _API.images.max_redirects
+    """Redirects followed for one image URL. Each hop's address is checked."""
+    allow_private_image_addresses: bool = _API.images.allow_private_addresses
+    """Fetch images from loopback, private and link-local addresses. Off: a caller could read your
+    internal network through this server."""
+    allow_http_images: bool = _API.images.allow_http
+    """Fetch images from ``http:`` URLs too. Off: anyone on the way could swap one."""
+    cors_allow_origins: tuple[str, ...] = ()
+    """Web origins whose pages may call the API from a browser, such as ``https://chat.example``;
+    ``*`` is any. None by default: servers and SDKs do not need it."""
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _explain_float16(cls, value: object) -> object:
+        if value in ("float16", "fp16", "half"):
+            raise ValueError(
+                "Gemma 3's activations overflow float16 and its answers come out empty; "
+                "use bfloat16 or float32"
+            )
+        return value
+
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _need_a_gpu_for_cuda(
+        cls, value: int | Literal["auto"], info: ValidationInfo
+    ) -> int | Literal["auto"]:
+        if value == 0 and info.data.get("device") == "cuda":
+            raise ValueError("must be at least 1, or auto, with device: cuda")
+        return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_every_mistake(cls, args: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        # Not a ValueError, so that pydantic passes it on as it is.
+        try:
+            return handler(args)
+        except ValidationError as error:
+            raise ConfigurationError(
+                describe_mistakes(
+                    error,
+                    known=cls.model_fields,
+                    elsewhere={
+                        "api_keys": f"keys come from the environment, {API_KEYS_VARIABLE}",
+                    },
+                )
+            ) from None
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients send."""
+        return self.served_model_name or served_name(self.model)
+
+    def to_model_config(self, device: Device) -> ModelConfig:
+        """``device``: where the replicas were placed, when the settings leave it open."""
+        return ModelConfig(
+            model=self.model, revision=self.revision, dtype=self.dtype, device=device
+        )
+
+    def to_engine_config(self) -> EngineConfig:
+        return EngineConfig(
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_queued_requests=self.max_queued_requests,
+            prefill_chunk_size=self.prefill_chunk_size,
+            block_size=self.block_size,
+            kv_cache_memory_bytes=None
+            if self.kv_cache_memory is None
+            else int(self.kv_cache_memory),
+        )
+
+    def to_api_config(self, api_keys: tuple[str, ...]) -> ApiConfig:
+        """``api_keys``: whoever sends one of them is let in; everyone, if there are none."""
+        images = ImageLimits(
+            max_images=self.max_images,
+            max_bytes=int(self.max_image_size),
+            max_pixels=self.max_image_pixels,
+            fetch_timeout_s=self.image_fetch_timeout_s,
+            max_redirects=self.max_image_redirects,
+            allow_private_addresses=self.allow_private_image_addresses,
+            allow_http=self.allow_http_images,
+        )
+        return ApiConfig(
+            model_name=self.model_name,
+            api_keys=api_keys,
+            cors_allow_origins=self.cors_allow_origins,
+            limits=ApiLimits(max_body_bytes=int(self.max_body_size), images=images),
+        )
+
+
+def parse_api_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The comma-separated keys in ``GEMMA_SERVE_API_KEYS``; unset or empty: none is asked for."""
+    value = environment.get(API_KEYS_VARIABLE, "")
+    keys = tuple(key for part in value.split(",") if (key := part.strip()))
+    if value and not keys:
+        raise ConfigurationError(f"{API_KEYS_VARIABLE} is set, but holds no key; unset it for none")
+    return keys

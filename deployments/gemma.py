@@ -1,0 +1,53 @@
+"""The deployment that holds the model: one replica is one copy on its own GPUs."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from deployments.logs import configure_logging
+from gemma_serve.engine.config import EngineConfig
+from gemma_serve.gemma.config import ModelConfig
+from gemma_serve.generation import (
+    GenerationDelta,
+    GenerationRequest,
+    GenerationStarted,
+    ModelDescription,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class GemmaDeployment:
+    """Answers ``RayGenerationClient``; the constructor loads the model, which can take minutes."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, num_threads: int) -> None:
+        configure_logging()
+        # Imported here: whoever only wires the application needs no torch.
+        import torch
+
+        from gemma_serve.gemma.generator import GemmaGenerator
+
+        # Ray has set OMP_NUM_THREADS from the cores that it reserved, fewer than there are.
+        torch.set_num_threads(num_threads)
+        self._generator = GemmaGenerator.load(model, engine)
+
+    async def describe(self) -> ModelDescription:
+        return await self._generator.describe()
+
+    async def generate(
+        self, request: GenerationRequest
+    ) -> AsyncIterator[GenerationStarted | Sequence[GenerationDelta]]:
+        """Yield ``GenerationStarted``, then lists of deltas; Serve cancels it with the caller."""
+        async with await self._generator.generate(request) as stream:
+            yield stream.started
+            async for deltas in stream:
+                yield deltas
+
+    def check_health(self) -> None:
+        """Serve calls it every few seconds and replaces the replica when it raises."""
+        self._generator.check_health()
+
+    def __del__(self) -> None:
+        # Serve calls it once the last request of a replica that stops is done. There is no
+        # generator when the constructor has failed.
+        if hasattr(self, "_generator"):
+            self._generator.close()

@@ -1,0 +1,122 @@
+"""``python -m deployments.launch serve_config.yaml``: ``serve run`` with a beginning and an end.
+
+``serve run`` loops in silence whether the model has loaded or not. This says which, and stops when
+it cannot be loaded.
+"""
+
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
+from ray.serve.scripts import cli as serve_cli
+
+from config.settings import API_KEYS_VARIABLE, AppSettings, parse_api_keys
+from deployments.deploy_file import read_deploy_file
+from deployments.logs import configure_logging
+from gemma_serve.errors import ConfigurationError
+
+# Not __name__, which is __main__ here.
+logger = logging.getLogger("deployments.launch")
+
+SERVE_NAMESPACE = "serve"
+POLL_INTERVAL_S = 0.5
+
+
+def main(argv: list[str]) -> int:
+    """Serve what the file ``argv[0]`` says until Ctrl-C. Returns the exit status."""
+    configure_logging()
+    if len(argv) != 1:
+        logger.error("usage: python -m deployments.launch CONFIG.yaml")
+        return 2
+    try:
+        config = read_deploy_file(Path(argv[0]))
+        models = [AppSettings.model_validate(app.args).model_name for app in config.applications]
+        is_open = not parse_api_keys(os.environ)
+    except ConfigurationError as error:
+        logger.error("%s: %s", argv[0], error)
+        return 2
+    if is_open and config.http_options.host not in ("127.0.0.1", "localhost", "::1"):
+        logger.warning("no API key is asked for: set %s to some", API_KEYS_VARIABLE)
+    try:
+        _submit(argv[0], config)
+        return _watch(config, models)
+    except KeyboardInterrupt:
+        return 0
+    except SystemExit:
+        return 1  # `serve run` has printed why
+    finally:
+        logger.info("stopping")
+        serve.shutdown()  # type: ignore[no-untyped-call]  # ray
+        ray.shutdown()
+
+
+def _submit(path: str, config: ServeDeploySchema) -> None:
+    """Start Ray, or join the cluster at ``RAY_ADDRESS``, and hand it the file."""
+    logger.info("starting Ray; then the model is loaded")
+    # Ray reports to its makers otherwise. Nothing here needs the internet but a model's download.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(namespace=SERVE_NAMESPACE)
+    # Ray's own handler of SIGTERM would not stop Serve in order, and SIGINT is ignored by what a
+    # shell starts in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    # `serve run` would start Serve too, but not tell it how to log.
+    serve.start(
+        proxy_location=config.proxy_location,
+        http_options=config.http_options.model_dump(),
+        grpc_options=config.grpc_options.model_dump(),
+        controller_options=config.controller_options,
+        logging_config=config.logging_config,
+    )
+    serve_cli.main(["run", "--non-blocking", path], standalone_mode=False)
+
+
+def _watch(config: ServeDeploySchema, models: list[str]) -> int:
+    """Return once an application cannot start; go on for ever when all could."""
+    while True:
+        applications = serve.status().applications.values()
+        failed = [app for app in applications if app.status == ApplicationStatus.DEPLOY_FAILED]
+        if failed:
+            logger.error("cannot start: %s", _reasons(failed))
+            return 1
+        if applications and all(app.status == ApplicationStatus.RUNNING for app in applications):
+            break
+        time.sleep(POLL_INTERVAL_S)
+    for application, model in zip(config.applications, models, strict=True):
+        logger.info("ready: %s model=%s", _base_url(config, application.route_prefix), model)
+    while True:
+        time.sleep(3600)
+
+
+def _reasons(failed: Iterable[ApplicationStatusOverview]) -> str:
+    messages = [
+        deployment.message
+        for application in failed
+        for deployment in application.deployments.values()
+        if deployment.status == "DEPLOY_FAILED"
+    ]
+    return "\n".join(map(_reason, messages or [application.message for application in failed]))
+
+
+def _reason(message: str) -> str:
+    """Our own error's sentence, out of the stack traces that Serve puts around it."""
+    *_, sentence = re.split(r"^gemma_serve\.errors\.\w+: ", message, flags=re.MULTILINE)
+    return sentence.strip()
+
+
+def _base_url(config: ServeDeploySchema, route_prefix: str | None) -> str:
+    host = config.http_options.host
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"http://{host}:{config.http_options.port}{(route_prefix or '').rstrip('/')}/v1"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

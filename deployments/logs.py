@@ -1,0 +1,17 @@
+"""Where the log lines of a replica go."""
+
+import logging
+
+
+def configure_logging() -> None:
+    """Show INFO of this application on stderr, which Ray passes on to the terminal.
+
+    Ray's worker processes have no handler for anybody's loggers but its own.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s %(message)s"))
+    for name in ("gemma_serve", "deployments"):
+        application_logger = logging.getLogger(name)
+        application_logger.setLevel(logging.INFO)
+        application_logger.handlers = [handler]
+        application_logger.propagate = False

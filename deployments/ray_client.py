@@ -1,0 +1,177 @@
+"""A ``GenerationClient`` over a Ray Serve handle: errors, cancellation, loading time."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self, cast
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from gemma_serve.errors import (
+    GemmaServeError,
+    GenerationError,
+    OverloadedError,
+    UnavailableError,
+)
+from gemma_serve.generation import (
+    GenerationDelta,
+    GenerationRequest,
+    GenerationStarted,
+    GenerationStream,
+    ModelDescription,
+)
+
+logger = logging.getLogger(__name__)
+
+# A loaded replica answers within milliseconds; a longer wait means that there is none yet.
+DESCRIBE_TIMEOUT_S = 1.0
+
+
+class RayGenerationClient:
+    """Sends each request to one replica of ``GemmaDeployment``.
+
+    ``admission_timeout_s``: seconds that a request may wait for a replica to take it.
+    """
+
+    def __init__(self, gemma: DeploymentHandle[Any], *, admission_timeout_s: float) -> None:
+        self._describe = gemma.options(method_name="describe")
+        self._generate = gemma.options(method_name="generate", stream=True)
+        self._admission_timeout_s = admission_timeout_s
+        self._description: ModelDescription | None = None
+
+    async def describe(self) -> ModelDescription:
+        """Ask a replica once; ask again after one was lost, as it may have been the last."""
+        if self._description is None:
+            self._description = await self._ask_for_description()
+        return self._description
+
+    async def generate(self, request: GenerationRequest) -> GenerationStream:
+        # stream=True makes it a generator, which its type does not tell.
+        response = cast(DeploymentResponseGenerator[Any], self._generate.remote(request))
+        items = _ReplicaItems(response, request.request_id)
+        try:
+            async with asyncio.timeout(self._admission_timeout_s):
+                started: GenerationStarted = await items.first()
+        except TimeoutError:
+            self._description = None
+            raise UnavailableError(
+                f"No replica of the model took the request within {self._admission_timeout_s:g} s."
+            ) from None
+        except UnavailableError:
+            self._description = None
+            raise
+        return GenerationStream(started, items, items.aclose)
+
+    async def _ask_for_description(self) -> ModelDescription:
+        response = self._describe.remote()
+        try:
+            with _our_errors(admitted=False):
+                async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
+                    description: ModelDescription = await response
+                    return description
+        except TimeoutError:
+            # Unasked, the question would wait in Serve's queue, one more for each health check.
+            response.cancel()  # type: ignore[no-untyped-call]  # ray
+            raise UnavailableError("The model is still loading.") from None
+
+
+class _ReplicaItems:
+    """What one replica yields for one request: ``GenerationStarted``, then lists of deltas."""
+
+    def __init__(self, items: DeploymentResponseGenerator[Any], request_id: str) -> None:
+        self._items = items
+        self._request_id = request_id
+        self._ended = False
+
+    async def first(self) -> GenerationStarted:
+        """The replica's admission of the request."""
+        started: GenerationStarted = await self._next(admitted=False)
+        return started
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[GenerationDelta]:
+        deltas: list[GenerationDelta] = await self._next(admitted=True)
+        return deltas
+
+    async def aclose(self) -> None:
+        """Cancel the replica's work, unless it has ended."""
+        if not self._ended:
+            self._ended = True
+            self._items.cancel()  # type: ignore[no-untyped-call]  # ray
+
+    async def _next(self, *, admitted: bool) -> Any:
+        try:
+            with _our_errors(admitted=admitted, request_id=self._request_id):
+                return await anext(self._items)
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        except (StopAsyncIteration, GemmaServeError):
+            self._ended = True
+            raise
+
+
+@contextmanager
+def _our_errors(*, admitted: bool, request_id: str | None = None) -> Iterator[None]:
+    """Raise what Ray raises as one of our errors.
+
+    ``admitted``: whether the request was at work, so that it cannot simply be sent elsewhere.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        if _is_being_cancelled():
+            raise
+        # Ray cancelled the replica's task, not somebody this one.
+        raise _lost_replica(admitted) from None
+    except (RayError, RayServeException, GemmaServeError) as error:
+        raise _translated(error, admitted, request_id) from None
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _translated(error: Exception, admitted: bool, request_id: str | None) -> GemmaServeError:
+    cause = _cause(error)
+    if isinstance(cause, GemmaServeError):
+        return cause
+    if isinstance(cause, BackPressureError):
+        return OverloadedError(
+            "Too many requests are waiting for the model. Please try again in a moment.",
+            retry_after_s=cause.retry_after_s or 1.0,
+        )
+    if isinstance(cause, DeploymentUnavailableError):
+        return UnavailableError("The model could not be loaded; the server's log says why.")
+    if isinstance(cause, RayActorError | ReplicaUnavailableError | RequestCancelledError):
+        return _lost_replica(admitted)
+    logger.error("replica failed request_id=%s", request_id, exc_info=error)
+    return GenerationError("The model failed while it worked on the request.")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised in the replica, out of the wrappers of Ray (task) and Serve (gRPC)."""
+    if isinstance(error, RayTaskError):
+        return _cause(error.cause)
+    original = getattr(error, "original_exception", None)
+    return _cause(original) if isinstance(original, BaseException) else error
+
+
+def _lost_replica(admitted: bool) -> GemmaServeError:
+    if admitted:
+        return GenerationError(
+            "The replica that worked on this request has stopped. Please send the request again."
+        )
+    return UnavailableError("The replica that was to take this request has stopped.")

@@ -1,0 +1,37 @@
+"""The engine's limits."""
+
+from dataclasses import dataclass
+
+from gemma_serve.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How much the engine takes on at once. Every default says why in ``config/settings.py``."""
+
+    max_model_len: int | None = None
+    """Tokens of prompt and completion together; ``None``: what the checkpoint was trained for."""
+    max_num_seqs: int = 32
+    """Sequences that are computed together."""
+    max_queued_requests: int = 256
+    """Requests that wait for one of those places before new ones are refused."""
+    prefill_chunk_size: int = 512
+    """Prompt tokens computed per step, over all sequences. An image is never cut."""
+    block_size: int = 16
+    """Tokens per block of the KV cache."""
+    kv_cache_memory_bytes: int | None = None
+    """Memory for keys and values; ``None``: sized from the device and ``max_model_len``."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "prefill_chunk_size", "block_size"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_queued_requests < 0:
+            raise ConfigurationError(
+                f"max_queued_requests must not be negative, got {self.max_queued_requests}"
+            )
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigurationError(
+                f"max_model_len must hold a prompt and an answer: at least 2, "
+                f"got {self.max_model_len}"
+            )

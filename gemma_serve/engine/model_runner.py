@@ -1,0 +1,15 @@
+"""The engine's border to the device."""
+
+from typing import Protocol
+
+from gemma_serve.engine.scheduler import ScheduledBatch
+
+
+class ModelRunner(Protocol):
+    """Computes steps. Used by the engine thread alone."""
+
+    def run(self, batch: ScheduledBatch) -> list[int]:
+        """Compute the batch's tokens into the cache; one sampled id per ``batch.sampling``.
+
+        Any exception fails the batch's requests, and those only.
+        """

@@ -1,0 +1,17 @@
+"""What the engine is busy with."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot between two steps."""
+
+    num_running: int
+    """Sequences that have begun."""
+    num_waiting: int
+    """Sequences that wait for a place or for blocks."""
+    num_free_blocks: int
+    num_blocks: int
+    num_failed_steps_in_a_row: int
+    """0 after each step that worked."""

@@ -1,0 +1,91 @@
+"""The seam between transformers' Gemma 3 and our paged cache.
+
+``AttentionInterface`` lets a model call our function instead of its own. The function finds the
+step in the keyword arguments of the model's forward, writes the layer's keys and values into the
+cache, and attends over it. No mask is registered under the name, so the model builds none: masking
+is the backend's whole duty.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention
+
+from gemma_serve.gemma.attention.step import Chunk
+from gemma_serve.gemma.kv_cache import KVCache
+
+ATTENTION_NAME = "gemma_serve_paged"
+
+
+class PagedAttention(ABC):
+    """Attention of one step over the paged cache, for all layers.
+
+    All keys and values of the step are written before any of its queries attends.
+    """
+
+    def __init__(self, cache: KVCache, chunks: Sequence[Chunk]) -> None:
+        self._cache = cache
+        self._chunks = chunks
+        self._slots = [
+            _slots_of_step(chunks, group, cache.block_size)
+            for group in range(len(cache.layout.windows))
+        ]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Queries ``[num_heads, num_tokens, head_dim]``, keys and values with ``num_kv_heads``.
+
+        Returns ``[num_tokens, num_heads, head_dim]``.
+        """
+        slots = self._slots[self._cache.layout.places[layer].group].to(query.device)
+        self._cache.write(layer, slots, key.transpose(0, 1), value.transpose(0, 1))
+        return self._attend(layer, query, scale)
+
+    @abstractmethod
+    def _attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
+        """As ``attend``, after the keys and values were written."""
+
+    def _window(self, layer: int) -> int | None:
+        layout = self._cache.layout
+        return layout.windows[layout.places[layer].group]
+
+
+def sequence_slots(blocks: Sequence[int], start: int, end: int, block_size: int) -> Tensor:
+    """Slots of the positions ``[start, end)``: ``[end - start]`` int64."""
+    first_block = start // block_size
+    used = torch.tensor(blocks[first_block : -(-end // block_size)], dtype=torch.int64)
+    slots = (used[:, None] * block_size + torch.arange(block_size)).flatten()
+    return slots[start - first_block * block_size : end - first_block * block_size]
+
+
+def _slots_of_step(chunks: Sequence[Chunk], group: int, block_size: int) -> Tensor:
+    """Where the step's keys and values go in one group: ``[num_tokens]`` int64."""
+    return torch.tensor(
+        [
+            chunk.blocks[group][position // block_size] * block_size + position % block_size
+            for chunk in chunks
+            for position in range(chunk.start, chunk.end)
+        ]
+    )
+
+
+def _paged_attention_forward(
+    module: Gemma3Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    paged_attention: PagedAttention,
+    **_: Any,  # dropout, sliding_window and whatever else transformers passes to every backend
+) -> tuple[Tensor, None]:
+    """Shapes as transformers has them: ``[1, num_heads, num_tokens, head_dim]``."""
+    output = paged_attention.attend(module.layer_idx, query[0], key[0], value[0], scaling)
+    return output.unsqueeze(0), None
+
+
+AttentionInterface.register(ATTENTION_NAME, _paged_attention_forward)

@@ -1,0 +1,76 @@
+"""Puts cache, scheduler, sampler and runner of one loaded model together."""
+
+from gemma_serve.engine.block_manager import BlockManager
+from gemma_serve.engine.config import EngineConfig
+from gemma_serve.engine.engine import Engine, Vocabulary
+from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.scheduler import Scheduler
+from gemma_serve.errors import ConfigurationError
+from gemma_serve.gemma.attention.paged import PagedAttention
+from gemma_serve.gemma.attention.sdpa import SdpaAttention
+from gemma_serve.gemma.cache_sizing import num_cache_blocks
+from gemma_serve.gemma.forbidden_tokens import forbidden_token_ids
+from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
+from gemma_serve.gemma.loading import LoadedGemma
+from gemma_serve.gemma.model_runner import GemmaModelRunner
+from gemma_serve.gemma.token_bytes import token_bytes
+
+
+def build_engine(
+    gemma: LoadedGemma, config: EngineConfig, attention: type[PagedAttention] = SdpaAttention
+) -> Engine:
+    """Put cache, scheduler, sampler and runner of one loaded model together."""
+    _check_images_fit(gemma, config)
+    longest = max_model_len(gemma, config)
+    text_model = gemma.model.get_decoder()
+    layout = CacheLayout.of(
+        text_model.config,
+        [layer.self_attn.q_proj.weight.device for layer in text_model.layers],
+        gemma.model.dtype,
+    )
+    num_blocks = num_cache_blocks(layout, config, max_model_len=longest)
+    cache = KVCache(layout, num_blocks=num_blocks, block_size=config.block_size)
+    block_manager = BlockManager(
+        num_blocks=num_blocks, block_size=config.block_size, windows=layout.windows
+    )
+    vocab_size = gemma.model.lm_head.out_features
+    sampler = Sampler(
+        vocab_size=vocab_size,
+        forbidden_token_ids=forbidden_token_ids(gemma.tokenizer, vocab_size),
+        device=gemma.model.lm_head.weight.device,
+    )
+    return Engine(
+        runner=GemmaModelRunner(gemma, cache, sampler, attention),
+        scheduler=Scheduler(
+            block_manager=block_manager,
+            max_num_seqs=config.max_num_seqs,
+            prefill_chunk_size=config.prefill_chunk_size,
+        ),
+        block_manager=block_manager,
+        vocabulary=Vocabulary(
+            token_bytes=token_bytes(gemma.tokenizer, vocab_size),
+            eos_token_ids=gemma.eos_token_ids,
+            stop_strings=gemma.stop_strings,
+        ),
+        max_model_len=longest,
+    )
+
+
+def max_model_len(gemma: LoadedGemma, config: EngineConfig) -> int:
+    """Tokens of prompt and completion together: the operator's limit, or the model's."""
+    if config.max_model_len is None:
+        return gemma.max_model_len
+    if config.max_model_len > gemma.max_model_len:
+        raise ConfigurationError(
+            f"max_model_len is {config.max_model_len}, but {gemma.name} was trained for "
+            f"{gemma.max_model_len} tokens."
+        )
+    return config.max_model_len
+
+
+def _check_images_fit(gemma: LoadedGemma, config: EngineConfig) -> None:
+    if gemma.vision and config.prefill_chunk_size < gemma.vision.tokens_per_view:
+        raise ConfigurationError(
+            f"prefill_chunk_size is {config.prefill_chunk_size}, but an image of {gemma.name} has "
+            f"{gemma.vision.tokens_per_view} tokens, which are computed together."
+        )

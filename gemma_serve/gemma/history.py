@@ -1,0 +1,119 @@
+"""Any legal OpenAI history as the turns that Gemma's template takes.
+
+The template wants at most one system message, first and of text; then user and assistant in turn,
+starting with the user; and knows no tools. Nothing is rejected for its order.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from gemma_serve.messages import ChatMessage, ContentPart, Role, TextPart, ToolCall
+
+_MESSAGE_BREAK = TextPart("\n\n")
+"""Between messages that share a turn: the blank line that the template itself puts between the
+system text and the first user text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says before the other. No two texts are neighbours, and none is empty."""
+
+    role: Role
+    """``SYSTEM`` (text only), ``USER`` or ``ASSISTANT``."""
+    parts: tuple[ContentPart, ...] = ()
+
+
+def fit_history(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:
+    """The turns of ``messages``: system text if any, then user and assistant alternating.
+
+    - System texts from anywhere open the chat, in their order.
+    - Tool calls and tool results become text, results in the user's turn.
+    - Images stand in a user turn, as in training: one of another role opens a user turn in its
+      place.
+    - Neighbours of the same role are one turn, with a blank line between two texts.
+    - Assistant messages without any text are left out: the template would show an empty answer.
+    - An assistant who speaks first answers an empty user turn.
+    """
+    statements = list(_statements(messages))
+    system = _merge(turn.parts for turn in statements if turn.role is Role.SYSTEM)
+    spoken = [turn for turn in statements if turn.role is not Role.SYSTEM]
+    turns = [
+        Turn(role, _merge(turn.parts for turn in group))
+        for role, group in groupby(spoken, key=lambda turn: turn.role)
+    ]
+    if not turns or turns[0].role is not Role.USER:
+        turns.insert(0, Turn(Role.USER))
+    return (Turn(Role.SYSTEM, system), *turns) if system else tuple(turns)
+
+
+def _statements(messages: Iterable[ChatMessage]) -> Iterator[Turn]:
+    """Each message as one turn, or as several where it holds images of a role other than user."""
+    names: dict[str, str] = {}  # of the functions called so far, by call id
+    for message in messages:
+        names.update((call.id, call.name) for call in message.tool_calls)
+        if message.role is Role.TOOL:
+            heading = TextPart(f"Result of {_called(message.tool_call_id, names)}:\n")
+            yield Turn(Role.USER, (heading, *message.parts))
+        elif message.role is Role.ASSISTANT:
+            yield from _assistant_statements(message)
+        else:
+            yield from _split_at_images(message.role, message.parts)
+
+
+def _assistant_statements(message: ChatMessage) -> Iterator[Turn]:
+    said = message.parts
+    if message.tool_calls:
+        calls = TextPart("\n".join(_call_text(call) for call in message.tool_calls))
+        said = _merge([said, (calls,)])
+    for turn in _split_at_images(Role.ASSISTANT, said):
+        if any(not isinstance(part, TextPart) or part.text.strip() for part in turn.parts):
+            yield turn
+
+
+def _split_at_images(role: Role, parts: Iterable[ContentPart]) -> Iterator[Turn]:
+    """Texts as ``role`` and images as user, in their order."""
+    if role is Role.USER:
+        yield Turn(role, tuple(parts))
+        return
+    for is_text, group in groupby(parts, key=_is_text):
+        yield Turn(role if is_text else Role.USER, tuple(group))
+
+
+def _called(call_id: str | None, names: dict[str, str]) -> str:
+    if call_id is None:
+        return "a tool call"
+    return names.get(call_id, f"tool call {call_id}")
+
+
+def _call_text(call: ToolCall) -> str:
+    """A call as Gemma is documented to write it (ai.google.dev/gemma, function calling, JSON).
+
+    The arguments are JSON already, or as close as their author came to it.
+    """
+    name = json.dumps(call.name, ensure_ascii=False)
+    return f'{{"name": {name}, "parameters": {call.arguments.strip() or "{}"}}}'
+
+
+def _merge(contents: Iterable[tuple[ContentPart, ...]]) -> tuple[ContentPart, ...]:
+    """One content out of several messages' contents."""
+    parts: list[ContentPart] = []
+    for content in contents:
+        said = [part for part in content if part != TextPart("")]
+        if parts and said and _is_text(parts[-1]) and _is_text(said[0]):
+            parts.append(_MESSAGE_BREAK)
+        parts.extend(said)
+    return tuple(_join_texts(parts))
+
+
+def _join_texts(parts: Iterable[ContentPart]) -> Iterator[ContentPart]:
+    for is_text, group in groupby(parts, key=_is_text):
+        if is_text:
+            yield TextPart("".join(part.text for part in group if isinstance(part, TextPart)))
+        else:
+            yield from group
+
+
+def _is_text(part: ContentPart) -> bool:
+    return isinstance(part, TextPart)

@@ -1,0 +1,210 @@
+"""Chat messages to the token ids and image spans that the model reads."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from transformers import PreTrainedTokenizerBase
+
+from gemma_serve.engine.sequence import ImageSpan, PromptInputs
+from gemma_serve.errors import ContextLengthError, InvalidRequestError
+from gemma_serve.gemma.history import Turn, fit_history
+from gemma_serve.gemma.rendering import START_OF_IMAGE, ChatRenderer, Segment
+from gemma_serve.generation import VisionInput
+from gemma_serve.messages import ChatMessage, ImagePart
+
+_END_OF_IMAGE: Final = "<end_of_image>"
+
+_UNTRAINED_TOKEN = re.compile(r"<unused[0-9]+>|\[multimodal\]")
+"""Gemma's reserved tokens, which its tokenizers do not always mark as special."""
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One view's soft tokens."""
+
+    pixels: bytes
+
+
+class PromptBuilder:
+    """Builds prompts for one checkpoint; stateless, so any thread may call it."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        vision: VisionInput | None,
+        image_token_id: int | None,
+        max_model_len: int,
+    ) -> None:
+        """``image_token_id``: the soft token; needed if there is ``vision``."""
+        self._tokenizer = tokenizer
+        self._sees_images = vision is not None
+        self._tokens_per_view = vision.tokens_per_view if vision is not None else 0
+        self._image_token_id = image_token_id
+        self._max_model_len = max_model_len
+        self._renderer = ChatRenderer(tokenizer)
+        self._control_tokens = _control_token_pattern(tokenizer)
+        self._max_token_length = max(len(token) for token in tokenizer.get_vocab())
+
+    def build(self, messages: Sequence[ChatMessage]) -> PromptInputs:
+        """The prompt of any legal history; a trailing assistant message is continued.
+
+        Raises ``InvalidRequestError`` for an image that the model cannot see and for text that is
+        not Unicode, ``ContextLengthError`` for a prompt that leaves no room for an answer.
+        """
+        self._check_images(messages)
+        turns = fit_history(messages)
+        segments = self._with_bos(self._renderer.render(turns))
+        runs: list[list[Segment]] = [[]]  # of text, each but the last followed by a view
+        views: list[_View] = []
+        for item in self._with_images(segments, turns):
+            if isinstance(item, _View):
+                views.append(item)
+                runs.append([])
+            else:
+                runs[-1].append(item)
+        num_image_tokens = len(views) * self._tokens_per_view
+        num_characters = sum(len(segment.text) for run in runs for segment in run)
+        self._refuse_if_too_long(num_image_tokens + num_characters // self._max_token_length)
+        pieces = [self._pieces(run) for run in runs]
+        self._refuse_if_too_long(num_image_tokens + sum(map(len, pieces)) - len(pieces))
+        return self._tokenize(pieces, views)
+
+    def _check_images(self, messages: Sequence[ChatMessage]) -> None:
+        if self._sees_images:
+            return
+        for index, message in enumerate(messages):
+            if any(isinstance(part, ImagePart) for part in message.parts):
+                raise InvalidRequestError(
+                    "This model reads text only and cannot see images.",
+                    param=f"messages[{index}].content",
+                )
+
+    def _with_bos(self, segments: list[Segment]) -> list[Segment]:
+        bos_token: str | None = self._tokenizer.bos_token
+        if bos_token is None or segments[0].text.startswith(bos_token):
+            return segments
+        return [Segment(bos_token, "template"), *segments]
+
+    def _with_images(
+        self, segments: Sequence[Segment], turns: Sequence[Turn]
+    ) -> Iterator[Segment | _View]:
+        """``segments`` with every image in its place; its text is Gemma3Processor's."""
+        images = [part for turn in turns for part in turn.parts if isinstance(part, ImagePart)]
+        places = [segment.text.count(START_OF_IMAGE) for segment in _of_template(segments)]
+        if sum(places) != len(images):
+            raise InvalidRequestError(
+                "The model's chat template has no place for images.", param="messages"
+            )
+        remaining = iter(images)
+        for segment in segments:
+            if segment.author == "client":
+                yield segment
+                continue
+            first, *others = segment.text.split(START_OF_IMAGE)
+            yield Segment(first, "template")
+            for text in others:
+                yield from _image(next(remaining))
+                yield Segment(text, "template")
+
+    def _pieces(self, run: Sequence[Segment]) -> list[str]:
+        """The run's text, cut inside every control token that is not the template's own.
+
+        Each piece is tokenized by itself, so what a client writes stays text, to the letter.
+        """
+        text = "".join(segment.text for segment in run)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(
+                "A message holds a lone surrogate, which is not Unicode text.", param="messages"
+            ) from None
+        pieces = []
+        start = 0
+        spans = _template_spans(run)
+        beyond = (len(text), len(text) + 1)
+        span_start, span_end = next(spans, beyond)
+        for match in self._control_tokens.finditer(text):
+            while span_end < match.end(1):
+                span_start, span_end = next(spans, beyond)
+            if match.start() < span_start:
+                pieces.append(text[start : match.start() + 1])
+                start = match.start() + 1
+        pieces.append(text[start:])
+        return pieces
+
+    def _tokenize(self, runs: Sequence[Sequence[str]], views: Sequence[_View]) -> PromptInputs:
+        tokens_per_view = self._tokens_per_view
+        token_ids = self._token_ids(runs[0])
+        spans = []
+        for view, run in zip(views, runs[1:], strict=True):
+            assert self._image_token_id is not None
+            spans.append(ImageSpan(len(token_ids), tokens_per_view, view.pixels))
+            token_ids += [self._image_token_id] * tokens_per_view
+            token_ids += self._token_ids(run)
+        if len(token_ids) >= self._max_model_len:
+            raise ContextLengthError.of(
+                prompt_tokens=len(token_ids), max_model_len=self._max_model_len
+            )
+        return PromptInputs(tuple(token_ids), tuple(spans))
+
+    def _refuse_if_too_long(self, num_tokens: int) -> None:
+        """Refuse by a lower bound before tokenizing, which takes about a second per megabyte."""
+        if num_tokens >= self._max_model_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self._max_model_len} tokens, but the "
+                f"prompt has at least {num_tokens} tokens. Please shorten the messages."
+            )
+
+    def _token_ids(self, pieces: Sequence[str]) -> list[int]:
+        encodings: list[list[int]] = self._tokenizer(
+            list(pieces),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        return [token_id for encoding in encodings for token_id in encoding]
+
+
+def _image(image: ImagePart) -> Iterator[Segment | _View]:
+    whole, *crops = image.views
+    if not crops:
+        yield from _view(whole)
+        return
+    yield Segment("Here is the original image ", "template")
+    yield from _view(whole)
+    yield Segment(" and here are some crops to help you see better", "template")
+    for crop in crops:
+        yield Segment(" ", "template")
+        yield from _view(crop)
+
+
+def _view(pixels: bytes) -> Iterator[Segment | _View]:
+    yield Segment(f"\n\n{START_OF_IMAGE}", "template")
+    yield _View(pixels)
+    yield Segment(f"{_END_OF_IMAGE}\n\n", "template")
+
+
+def _of_template(segments: Sequence[Segment]) -> Iterator[Segment]:
+    return (segment for segment in segments if segment.author == "template")
+
+
+def _template_spans(run: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+    """Where the template's text starts and ends within the run's text, in order."""
+    start = 0
+    for segment in run:
+        end = start + len(segment.text)
+        if segment.author == "template":
+            yield start, end
+        start = end
+
+
+def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds control tokens in text, also overlapping ones; group 1 is the token."""
+    added = tokenizer.added_tokens_decoder.values()
+    control_tokens = {token.content for token in added if token.special}
+    control_tokens.update(tokenizer.all_special_tokens)
+    named = sorted(t for t in control_tokens if not _UNTRAINED_TOKEN.fullmatch(t))
+    return re.compile("(?=(" + "|".join([*map(re.escape, named), _UNTRAINED_TOKEN.pattern]) + "))")

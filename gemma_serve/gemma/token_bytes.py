@@ -1,0 +1,28 @@
+"""What each token of a SentencePiece-style vocabulary writes."""
+
+import re
+
+from transformers import PreTrainedTokenizerBase
+
+_SPACE = "\u2581"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[bytes]:
+    """UTF-8 bytes by token id, so that joining them decodes any token ids.
+
+    Empty for control tokens, which are not text, and for ids that the tokenizer does not have.
+    """
+    control_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control_ids.update(tokenizer.all_special_ids)
+    texts = [b""] * vocab_size
+    for token, token_id in tokenizer.get_vocab().items():
+        if token_id < vocab_size and token_id not in control_ids:
+            texts[token_id] = _written_bytes(token)
+    return texts
+
+
+def _written_bytes(token: str) -> bytes:
+    if byte := _BYTE_TOKEN.fullmatch(token):
+        return bytes.fromhex(byte[1])
+    return token.replace(_SPACE, " ").encode()

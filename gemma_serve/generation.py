@@ -1,0 +1,192 @@
+"""The border between protocol and model: what is asked, what comes back, and who answers.
+
+Everything here crosses process borders by pickle and needs the standard library only.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, Self
+
+from gemma_serve.messages import ChatMessage
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended by itself. An abort or a failure ends it without a reason."""
+
+    STOP = "stop"
+    """The model ended its turn, or a stop string or stop token came."""
+    LENGTH = "length"
+    """``max_tokens`` or the end of the context."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop, complete: no value is left to a default elsewhere.
+
+    Order, as in transformers: penalties and ``logit_bias``, ``temperature``, ``top_k``, ``top_p``,
+    ``min_p``. Ranges are checked at the edge (``openai_api.chat_schemas``).
+    """
+
+    max_tokens: int | None = None
+    """Completion tokens per sequence; ``None``: up to the end of the context."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Smallest set of tokens that reaches this probability; 0 is greedy."""
+    top_k: int | None = None
+    """Most probable tokens kept; ``None`` keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less probable than this fraction of the most probable one."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in prompt or completion
+    (Keskar et al. 2019)."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of each token already in the completion."""
+    frequency_penalty: float = 0.0
+    """Subtracted once per occurrence of a token in the completion."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """``(token_id, bias)`` added to logits; -100 bans the token."""
+    seed: int | None = None
+    """Same seed and parameters give the same text on the same build, whatever else runs."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the completion and are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end the completion, besides the checkpoint's own."""
+    ignore_eos: bool = False
+    """Go on past the checkpoint's own stop tokens and strings, as benchmarks want."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What one client asked: one prompt, ``n`` sequences."""
+
+    request_id: str
+    messages: tuple[ChatMessage, ...]
+    sampling: SamplingParams
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStarted:
+    """The request was valid and is admitted; the first token is still to come."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values came from a cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDelta:
+    """What became final of one sequence since its last delta; ``a + b`` merges neighbours."""
+
+    index: int
+    """Which of the request's ``n`` sequences."""
+    text: str
+    """May be empty while it could still be the start of a stop string or half a character."""
+    token_ids: tuple[int, ...]
+    """All tokens sampled since the last delta, the ending one included."""
+    finish_reason: FinishReason | None = None
+
+    def __add__(self, later: Self) -> "GenerationDelta":
+        if later.index != self.index or self.finish_reason is not None:
+            raise ValueError(f"cannot merge {later!r} into {self!r}")
+        return GenerationDelta(
+            self.index,
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            later.finish_reason,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request; ``completion_tokens`` counts all ``n`` sequences."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PanAndScan:
+    """Gemma 3's rule for cropping long images (``image_processing_gemma3`` in transformers)."""
+
+    min_crop_size: int = 256
+    """Pixels; an image is not cut into crops with a shorter side."""
+    max_num_crops: int = 4
+    min_ratio_to_activate: float = 1.2
+    """Longer side over shorter side."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisionInput:
+    """The images that a model takes."""
+
+    view_size: int
+    """Pixels a side of the square that every view is resized to."""
+    tokens_per_view: int
+    """Prompt tokens that one view's features fill (its start and end markers come on top)."""
+    pan_and_scan: PanAndScan = field(default_factory=PanAndScan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """What the protocol side must know of a loaded model."""
+
+    max_model_len: int
+    """Prompt and completion tokens together."""
+    vocab_size: int
+    """Token ids are in ``[0, vocab_size)``."""
+    default_sampling: SamplingParams
+    """The checkpoint's own defaults, for what a client leaves open."""
+    vision: VisionInput | None
+    """``None``: the model takes text only."""
+
+
+class GenerationStream:
+    """The lists of deltas of one admitted request. Close it to stop the request.
+
+    It is its own async iterator and has one consumer. ``aclose`` may come at any time, also before
+    the first item, and more than once; every tokens' worth of memory is given back then.
+    """
+
+    def __init__(
+        self,
+        started: GenerationStarted,
+        deltas: AsyncIterator[Sequence[GenerationDelta]],
+        close: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.started = started
+        self._deltas = deltas
+        self._close = close
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[GenerationDelta]:
+        return await anext(self._deltas)
+
+    async def aclose(self) -> None:
+        """Stop the request if it still runs."""
+        await self._close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+class GenerationClient(Protocol):
+    """Whoever answers requests: the engine in this process, a Ray handle, or a test's fake."""
+
+    async def describe(self) -> ModelDescription:
+        """The model's limits and defaults. Raises ``UnavailableError`` until it is loaded."""
+
+    async def generate(self, request: GenerationRequest) -> GenerationStream:
+        """Admit ``request``; the first token is not awaited.
+
+        Raises ``InvalidRequestError`` (``ContextLengthError``), ``OverloadedError`` or
+        ``UnavailableError``. The stream may raise ``GenerationError`` or ``UnavailableError``.
+        """

@@ -1,0 +1,175 @@
+"""One record of an answer, from which both the stream's chunks and the completion are made."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NotRequired, TypedDict
+
+from gemma_serve.errors import GenerationError
+from gemma_serve.generation import FinishReason, GenerationDelta, GenerationStarted, Usage
+from gemma_serve.openai_api.response_schemas import (
+    AssistantAnswer,
+    ChatCompletion,
+    Choice,
+    CompletionTokensDetails,
+    CompletionUsage,
+    PromptTokensDetails,
+)
+
+
+class DeltaPayload(TypedDict, total=False):
+    """``ChoiceDelta`` as it is written: a key is there only when it says something."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChoicePayload(TypedDict):
+    """``ChunkChoice`` as it is written."""
+
+    index: int
+    delta: DeltaPayload
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class ChunkPayload(TypedDict):
+    """``ChatCompletionChunk`` as it is written: plain, because one is made for every token."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChoicePayload]
+    usage: NotRequired[dict[str, object] | None]
+
+
+@dataclass(slots=True)
+class _ChoiceRecord:
+    texts: list[str] = field(default_factory=list)
+    num_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+    def add(self, delta: GenerationDelta) -> None:
+        self.texts.append(delta.text)
+        self.num_tokens += len(delta.token_ids)
+        self.finish_reason = delta.finish_reason
+
+
+class ChatCompletionBuilder:
+    """Collects one request's deltas. Only the task that answers the request touches it."""
+
+    def __init__(
+        self,
+        *,
+        completion_id: str,
+        created: int,
+        model: str,
+        n: int,
+        started: GenerationStarted,
+        stream_usage: bool = False,
+    ) -> None:
+        """``created``: Unix time in seconds. ``stream_usage``: the client asked to be told."""
+        self.completion_id = completion_id
+        self._created = created
+        self._model = model
+        self._started = started
+        self._stream_usage = stream_usage
+        self._choices = [_ChoiceRecord() for _ in range(n)]
+
+    @property
+    def finish_reasons(self) -> list[FinishReason | None]:
+        """One per choice; ``None`` while it goes on."""
+        return [choice.finish_reason for choice in self._choices]
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(
+            prompt_tokens=self._started.prompt_tokens,
+            completion_tokens=sum(choice.num_tokens for choice in self._choices),
+            cached_tokens=self._started.cached_tokens,
+        )
+
+    def add(self, deltas: Iterable[GenerationDelta]) -> Sequence[GenerationDelta]:
+        """Record one step's deltas; gives them back with each choice's own merged."""
+        merged: dict[int, GenerationDelta] = {}
+        for delta in deltas:
+            earlier = merged.get(delta.index)
+            merged[delta.index] = delta if earlier is None else earlier + delta
+        for delta in merged.values():
+            self._choices[delta.index].add(delta)
+        return tuple(merged.values())
+
+    def require_finished(self) -> None:
+        """Raise ``GenerationError`` if the engine stopped before every choice had ended."""
+        if None in self.finish_reasons:
+            raise GenerationError("The model stopped before its answer was complete.")
+
+    def completion(self) -> ChatCompletion:
+        """The whole answer. Raises ``GenerationError`` if it is not whole."""
+        self.require_finished()
+        return ChatCompletion(
+            id=self.completion_id,
+            created=self._created,
+            model=self._model,
+            choices=[
+                Choice(
+                    index=index,
+                    message=AssistantAnswer(content="".join(choice.texts)),
+                    finish_reason=choice.finish_reason,
+                )
+                for index, choice in enumerate(self._choices)
+                if choice.finish_reason is not None
+            ],
+            usage=_completion_usage(self.usage),
+        )
+
+    def role_chunks(self) -> Iterator[ChunkPayload]:
+        """The chunks that open a stream, before there is any text."""
+        for index in range(len(self._choices)):
+            yield self._choice_chunk(index, {"role": "assistant", "content": "", "refusal": None})
+
+    def delta_chunks(self, deltas: Iterable[GenerationDelta]) -> Iterator[ChunkPayload]:
+        """The chunks of what ``add`` gave back."""
+        for delta in deltas:
+            if delta.text:
+                yield self._choice_chunk(delta.index, {"content": delta.text})
+            if delta.finish_reason is not None:
+                yield self._choice_chunk(delta.index, {}, delta.finish_reason)
+
+    def usage_chunks(self) -> Iterator[ChunkPayload]:
+        """The chunk that closes a stream, if the client asked for it."""
+        if self._stream_usage:
+            chunk = self._chunk([])
+            chunk["usage"] = _completion_usage(self.usage).model_dump()
+            yield chunk
+
+    def _choice_chunk(
+        self, index: int, delta: DeltaPayload, finish_reason: FinishReason | None = None
+    ) -> ChunkPayload:
+        return self._chunk(
+            [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
+        )
+
+    def _chunk(self, choices: list[ChoicePayload]) -> ChunkPayload:
+        chunk: ChunkPayload = {
+            "id": self.completion_id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }
+        if self._stream_usage:
+            chunk["usage"] = None
+        return chunk
+
+
+def _completion_usage(usage: Usage) -> CompletionUsage:
+    return CompletionUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
+        completion_tokens_details=CompletionTokensDetails(),
+    )

@@ -1,0 +1,18 @@
+"""How the API presents itself, and to whom."""
+
+from dataclasses import dataclass, field
+
+from gemma_serve.openai_api.limits import ApiLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiConfig:
+    """What an operator decides about the HTTP side. ``config/settings.py`` says why."""
+
+    model_name: str
+    """The only ``model`` that requests may name, and the one that every answer carries."""
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Any of these opens every path but ``/health``; none at all: no key is asked for."""
+    cors_allow_origins: tuple[str, ...] = ()
+    """Web origins whose pages may call this server from a browser; ``*`` allows all."""
+    limits: ApiLimits = field(default_factory=ApiLimits)

@@ -1,0 +1,38 @@
+"""The values that request fields are made of. JSON's types are kept apart: no ``"1"`` for 1."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool
+from pydantic_core import PydanticCustomError
+
+Bool = StrictBool
+Int = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+def _check_encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError(
+            "lone_surrogate",
+            "Character {position} is half of a surrogate pair, which is not text",
+            {"position": error.start},
+        ) from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_encodable)]
+"""Anything that can be written as UTF-8, NUL included."""
+
+
+def _string_as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+StopStrings = Annotated[
+    list[Annotated[Text, Field(min_length=1)]],
+    Field(max_length=16),
+    BeforeValidator(_string_as_list, json_schema_input_type=str | list[str]),
+]
+"""A list, for which a single string may stand."""

@@ -1,0 +1,134 @@
+"""What this server answers, as the OpenAPI document states it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from gemma_serve.generation import FinishReason
+
+
+class ResponseModel(BaseModel):
+    """Says all that is there, and nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PromptTokensDetails(ResponseModel):
+    """``cached_tokens``: taken from a cache instead of computed."""
+
+    cached_tokens: int
+    audio_tokens: int = 0
+
+
+class CompletionTokensDetails(ResponseModel):
+    """Gemma 3 does not reason apart from its answer."""
+
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
+class CompletionUsage(ResponseModel):
+    """Tokens of one request, all choices together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class AssistantAnswer(ResponseModel):
+    """The message to append to the chat."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+    annotations: list[str] = []
+
+
+class Choice(ResponseModel):
+    """One of ``n`` answers."""
+
+    index: int
+    message: AssistantAnswer
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(ResponseModel):
+    """The whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: CompletionUsage
+
+
+class ChoiceDelta(ResponseModel):
+    """The role first, then pieces of the content, then nothing with the finish reason."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class ChunkChoice(ResponseModel):
+    """What is new of one choice."""
+
+    index: int
+    delta: ChoiceDelta
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(ResponseModel):
+    """One event of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+
+
+class Model(ResponseModel):
+    """A model that can be asked."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(ResponseModel):
+    """All of them."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorDetails(ResponseModel):
+    """``param``: path of the field to blame. ``code``: for programs to tell errors apart."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(ResponseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetails
+
+
+class Status(ResponseModel):
+    """A sign of life."""
+
+    status: Literal["ok"] = "ok"

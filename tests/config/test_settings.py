@@ -1,0 +1,95 @@
+import pytest
+
+from config.settings import AppSettings, parse_api_keys
+from gemma_serve.engine.config import EngineConfig
+from gemma_serve.errors import ConfigurationError
+from gemma_serve.openai_api.limits import ApiLimits
+
+
+def mistakes_of(args: object) -> list[str]:
+    """The lines under the heading of the error that ``args`` cause."""
+    with pytest.raises(ConfigurationError) as caught:
+        AppSettings.model_validate(args)
+    heading, *lines = str(caught.value).splitlines()
+    assert heading == "These settings under args: cannot work (config/settings.py explains each):"
+    return [line.strip() for line in lines]
+
+
+def test_no_settings_at_all_serve_the_demo_with_the_engines_and_apis_own_defaults() -> None:
+    settings = AppSettings()
+    assert settings.model == "demo"
+    assert settings.to_engine_config() == EngineConfig()
+    assert settings.to_api_config(()).limits == ApiLimits()
+
+
+def test_every_setting_is_explained() -> None:
+    unexplained = [
+        name for name, field in AppSettings.model_fields.items() if not field.description
+    ]
+    assert unexplained == []
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    assert mistakes_of({"max_num_seq": 4, "block_size": 0, "dtype": "int8"}) == [
+        "dtype: should be 'auto', 'bfloat16' or 'float32', got 'int8'",
+        "block_size: should be greater than 0, got 0",
+        "max_num_seq: there is no such setting; did you mean max_num_seqs?",
+    ]
+
+
+def test_setting_of_several_types_says_all_that_it_may_be() -> None:
+    assert mistakes_of({"gpus_per_replica": "two"}) == [
+        "gpus_per_replica: should be a valid integer, unable to parse string as an integer "
+        "or should be 'auto', got 'two'"
+    ]
+
+
+def test_float16_is_refused_with_the_reason() -> None:
+    assert mistakes_of({"dtype": "float16"}) == [
+        "dtype: Gemma 3's activations overflow float16 and its answers come out empty; "
+        "use bfloat16 or float32, got 'float16'"
+    ]
+
+
+def test_cuda_without_a_gpu_is_refused() -> None:
+    assert mistakes_of({"device": "cuda", "gpus_per_replica": 0}) == [
+        "gpus_per_replica: must be at least 1, or auto, with device: cuda, got 0"
+    ]
+
+
+def test_api_keys_do_not_belong_in_a_file() -> None:
+    assert mistakes_of({"api_keys": ["secret"]}) == [
+        "api_keys: there is no such setting; keys come from the environment, GEMMA_SERVE_API_KEYS"
+    ]
+
+
+def test_sizes_have_units() -> None:
+    settings = AppSettings.model_validate(
+        {"kv_cache_memory": "4GiB", "max_body_size": "2MB", "max_image_size": 1000}
+    )
+    limits = settings.to_api_config(()).limits
+    assert settings.to_engine_config().kv_cache_memory_bytes == 4 * 1024**3
+    assert limits.max_body_bytes == 2_000_000
+    assert limits.images.max_bytes == 1000
+
+
+def test_served_name_is_the_checkpoints_unless_set() -> None:
+    model = "/srv/models/gemma-3-4b-it"
+    assert AppSettings(model=model).model_name == "gemma-3-4b-it"
+    assert AppSettings(model=model, served_model_name="gemma").model_name == "gemma"
+
+
+@pytest.mark.parametrize(
+    ("value", "keys"), [("", ()), ("one", ("one",)), (" one, two ,", ("one", "two"))]
+)
+def test_api_keys_are_separated_by_commas(value: str, keys: tuple[str, ...]) -> None:
+    assert parse_api_keys({"GEMMA_SERVE_API_KEYS": value}) == keys
+
+
+def test_without_the_variable_no_key_is_asked_for() -> None:
+    assert parse_api_keys({}) == ()
+
+
+def test_variable_without_a_key_does_not_open_the_server() -> None:
+    with pytest.raises(ConfigurationError, match="GEMMA_SERVE_API_KEYS is set, but holds no key"):
+        parse_api_keys({"GEMMA_SERVE_API_KEYS": " , "})

@@ -1,0 +1,118 @@
+"""Small engines without a model."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+from gemma_serve.engine.block_manager import BlockManager
+from gemma_serve.engine.detokenizer import Detokenizer
+from gemma_serve.engine.engine import Engine, EngineRequest, Vocabulary
+from gemma_serve.engine.sampling_state import SamplingState
+from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
+from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
+from gemma_serve.generation import SamplingParams
+
+EOS = 1
+LETTERS = tuple(bytes([i]) for i in range(256))
+"""Token id ``i`` is the byte ``i``."""
+
+
+def spell(text: str) -> tuple[int, ...]:
+    return tuple(text.encode())
+
+
+class ScriptedRunner:
+    """Gives each sequence the next letter of ``script``, or what ``script`` returns for it."""
+
+    def __init__(self, script: str | Callable[[Sequence], int]) -> None:
+        self._script = script
+        self.batches: list[ScheduledBatch] = []
+
+    def run(self, batch: ScheduledBatch) -> list[int]:
+        self.batches.append(batch)
+        return [self._next_token(s.sequence) for s in batch.sampling]
+
+    def _next_token(self, sequence: Sequence) -> int:
+        if not isinstance(self._script, str):
+            return self._script(sequence)
+        position = len(sequence.token_ids) - len(sequence.prompt.token_ids)
+        return self._script.encode()[position] if position < len(self._script.encode()) else EOS
+
+
+def make_block_manager(
+    *, num_blocks: int = 100, block_size: int = 4, windows: Seq[int | None] = (None,)
+) -> BlockManager:
+    return BlockManager(num_blocks=num_blocks, block_size=block_size, windows=windows)
+
+
+def make_sequence(
+    block_manager: BlockManager,
+    *,
+    num_prompt_tokens: int = 5,
+    arrival: int = 0,
+    images: Seq[tuple[int, int]] = (),
+) -> Sequence:
+    prompt = PromptInputs(
+        tuple(range(num_prompt_tokens)),
+        tuple(ImageSpan(start, end - start, b"") for start, end in images),
+    )
+    return Sequence(
+        request_key=arrival,
+        index=0,
+        prompt=prompt,
+        sampling_state=SamplingState(SamplingParams(), seed=0, prompt_token_ids=()),
+        detokenizer=Detokenizer(LETTERS, ()),
+        stop_token_ids=frozenset(),
+        max_total_tokens=1000,
+        block_table=block_manager.new_table(),
+        arrival=arrival,
+        token_ids=list(prompt.token_ids),
+    )
+
+
+def make_scheduler(
+    block_manager: BlockManager, *, max_num_seqs: int = 8, prefill_chunk_size: int = 16
+) -> Scheduler:
+    return Scheduler(
+        block_manager=block_manager,
+        max_num_seqs=max_num_seqs,
+        prefill_chunk_size=prefill_chunk_size,
+    )
+
+
+def make_engine(
+    runner: ScriptedRunner,
+    *,
+    block_manager: BlockManager | None = None,
+    max_num_seqs: int = 8,
+    prefill_chunk_size: int = 16,
+    max_model_len: int = 64,
+    stop_strings: tuple[str, ...] = (),
+) -> Engine:
+    block_manager = block_manager or make_block_manager()
+    return Engine(
+        runner=runner,
+        scheduler=make_scheduler(
+            block_manager, max_num_seqs=max_num_seqs, prefill_chunk_size=prefill_chunk_size
+        ),
+        block_manager=block_manager,
+        vocabulary=Vocabulary(
+            token_bytes=LETTERS, eos_token_ids=frozenset({EOS}), stop_strings=stop_strings
+        ),
+        max_model_len=max_model_len,
+    )
+
+
+def make_request(
+    key: int = 0,
+    *,
+    prompt: str = "hello",
+    n: int = 1,
+    max_tokens: int | None = None,
+    stop: tuple[str, ...] = (),
+    stop_token_ids: tuple[int, ...] = (),
+    ignore_eos: bool = False,
+) -> EngineRequest:
+    sampling = SamplingParams(
+        max_tokens=max_tokens, stop=stop, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos
+    )
+    return EngineRequest(key=key, prompt=PromptInputs(spell(prompt)), sampling=sampling, n=n)

@@ -1,0 +1,120 @@
+import logging
+
+import pytest
+
+from gemma_serve.engine.engine import Engine
+from gemma_serve.engine.sequence import Sequence
+from gemma_serve.generation import FinishReason, GenerationDelta
+from tests.engine.builders import ScriptedRunner, make_block_manager, make_engine, make_request
+
+
+def run(engine: Engine, *, max_steps: int = 100) -> dict[tuple[int, int], GenerationDelta]:
+    """Step until idle; the merged deltas by request and index."""
+    merged: dict[tuple[int, int], GenerationDelta] = {}
+    for _ in range(max_steps):
+        if not engine.has_work:
+            return merged
+        for output in engine.step():
+            for delta in output.deltas:
+                key = (output.key, delta.index)
+                merged[key] = merged[key] + delta if key in merged else delta
+    raise AssertionError("the engine did not finish")
+
+
+def test_text_ends_at_the_eos_token_which_counts_but_is_not_shown() -> None:
+    engine = make_engine(ScriptedRunner("Paris"))
+    engine.add(make_request())
+    result = run(engine)[0, 0]
+    assert (result.text, len(result.token_ids), result.finish_reason) == ("Paris", 6, "stop")
+
+
+def test_max_tokens_ends_with_length() -> None:
+    engine = make_engine(ScriptedRunner("Paris"))
+    engine.add(make_request(max_tokens=3))
+    result = run(engine)[0, 0]
+    assert (result.text, result.finish_reason) == ("Par", FinishReason.LENGTH)
+
+
+def test_the_end_of_the_context_ends_with_length() -> None:
+    engine = make_engine(ScriptedRunner("Paris"), max_model_len=7)
+    engine.add(make_request(prompt="hello"))
+    assert run(engine)[0, 0].text == "Pa"
+
+
+def test_a_stop_string_and_what_follows_are_not_shown() -> None:
+    engine = make_engine(ScriptedRunner("yes END no"))
+    engine.add(make_request(stop=("END",)))
+    result = run(engine)[0, 0]
+    assert (result.text, result.finish_reason) == ("yes ", FinishReason.STOP)
+
+
+def test_a_stop_token_ends_and_is_not_shown() -> None:
+    engine = make_engine(ScriptedRunner("abc"))
+    engine.add(make_request(stop_token_ids=(ord("b"),)))
+    assert run(engine)[0, 0].text == "a"
+
+
+def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:
+    engine = make_engine(ScriptedRunner("go EN"))
+    engine.add(make_request(stop=("END",)))
+    assert run(engine)[0, 0].text == "go EN"
+
+
+def test_the_checkpoints_own_stops_end_unless_ignored() -> None:
+    engine = make_engine(ScriptedRunner("a\n\nUser: b"), stop_strings=("\n\nUser:",))
+    engine.add(make_request(0))
+    engine.add(make_request(1, ignore_eos=True, max_tokens=12))
+    results = run(engine)
+    assert results[0, 0].text == "a"
+    assert results[1, 0].text == "a\n\nUser: b\x01\x01"
+
+
+def test_n_sequences_of_one_request_finish_each_by_itself() -> None:
+    def script(sequence: Sequence) -> int:
+        num_completed = len(sequence.token_ids) - 5
+        return ord("x") if num_completed <= sequence.index else 1
+
+    engine = make_engine(ScriptedRunner(script))
+    engine.add(make_request(n=3))
+    assert [run_result.text for _, run_result in sorted(run(engine).items())] == ["x", "xx", "xxx"]
+
+
+def test_an_aborted_request_frees_its_blocks_at_once_and_yields_nothing_more() -> None:
+    engine = make_engine(ScriptedRunner("a long answer"))
+    engine.add(make_request(0, n=2))
+    engine.add(make_request(1))
+    engine.step()
+    engine.abort(0)
+    engine.abort(0)
+    assert {key for key, _ in run(engine)} == {1}
+    assert engine.stats.num_free_blocks == engine.stats.num_blocks
+
+
+def test_a_preempted_sequence_says_the_same_as_an_undisturbed_one() -> None:
+    blocks = make_block_manager(num_blocks=8, block_size=4)
+    engine = make_engine(ScriptedRunner("abcdefghijklmnop"), block_manager=blocks, max_model_len=32)
+    for key in range(3):
+        engine.add(make_request(key, prompt="12345678"))
+    assert {r.text for r in run(engine).values()} == {"abcdefghijklmnop"}
+    assert blocks.num_free_blocks == 8
+
+
+def test_a_failed_step_ends_its_own_requests_and_the_engine_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def script(sequence: Sequence) -> int:
+        if sequence.request_key == 0:
+            raise RuntimeError("device-side assert")
+        return 1
+
+    engine = make_engine(ScriptedRunner(script), max_num_seqs=1)
+    engine.add(make_request(0))
+    engine.add(make_request(1))
+    with caplog.at_level(logging.CRITICAL):
+        (failure,) = engine.step()
+    assert failure.key == 0
+    assert "device-side" not in str(failure.error)
+    assert engine.stats.num_failed_steps_in_a_row == 1
+    assert run(engine)[1, 0].finish_reason is FinishReason.STOP
+    assert engine.stats.num_failed_steps_in_a_row == 0
+    assert engine.stats.num_free_blocks == engine.stats.num_blocks

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from gemma_serve.engine.block_manager import BlockManager
+from gemma_serve.gemma.dummy import dummy_config
+from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
+from tests.tiny import tiny_text_model
+
+CPU = torch.device("cpu")
+
+
+def layout_of(size: str, *, num_devices: int = 1) -> CacheLayout:
+    config = dummy_config(size).get_text_config()
+    num_layers = config.num_hidden_layers
+    devices = [torch.device("meta", i * num_devices // num_layers) for i in range(num_layers)]
+    return CacheLayout.of(config, devices, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_groups", "num_planes"),
+    [("270m", 6, 3), ("1b", 7, 4), ("4b", 7, 5), ("12b", 6, 8), ("27b", 7, 10)],
+)
+def test_one_group_of_full_layers_and_equal_groups_of_sliding_ones(
+    size: str, num_groups: int, num_planes: int
+) -> None:
+    layout = layout_of(size)
+    assert layout.windows[0] is None
+    assert len(layout.windows) == num_groups
+    assert len(layout.plane_devices) == num_planes
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3])
+@pytest.mark.parametrize("size", ["270m", "1b", "4b", "12b", "27b"])
+def test_every_layer_has_a_place_of_its_own_on_its_device(size: str, num_devices: int) -> None:
+    layout = layout_of(size, num_devices=num_devices)
+    assert len(set(layout.places)) == len(layout.places)
+    config = dummy_config(size).get_text_config()
+    for layer, place in enumerate(layout.places):
+        device_index = layer * num_devices // config.num_hidden_layers
+        assert layout.plane_devices[place.plane].index == device_index
+        is_sliding = config.layer_types[layer] == "sliding_attention"
+        assert layout.windows[place.group] == (config.sliding_window if is_sliding else None)
+
+
+def test_an_8k_chat_of_27b_takes_about_a_gibibyte_instead_of_four() -> None:
+    layout = layout_of("27b")
+    blocks = BlockManager(num_blocks=0, block_size=16, windows=layout.windows)
+    num_bytes = blocks.blocks_for(8192, chunk_size=1) * layout.bytes_per_block(16)
+    assert 1.0 < num_bytes / 2**30 < 1.2
+
+
+def test_what_is_written_is_read_back_and_in_no_other_plane() -> None:
+    config = tiny_text_model(num_layers=12).config  # two full layers, so two planes
+    cache = KVCache(CacheLayout.of(config, [CPU] * 12, torch.float32), num_blocks=4, block_size=2)
+    keys, values, slots = torch.randn(3, 2, 16), torch.randn(3, 2, 16), torch.tensor([6, 1, 3])
+    cache.write(11, slots, keys, values)
+    read_keys, read_values = cache.read(11, slots[[2, 0]])
+    assert torch.equal(read_keys, keys[[2, 0]])
+    assert torch.equal(read_values, values[[2, 0]])
+    assert not cache.read(5, slots)[0].any()

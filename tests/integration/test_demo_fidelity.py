@@ -1,0 +1,87 @@
+"""The engine says exactly what transformers says, on real weights."""
+
+import pytest
+import torch
+
+from gemma_serve.engine.sequence import PromptInputs
+from gemma_serve.gemma.attention.sdpa import SdpaAttention
+from gemma_serve.gemma.config import ModelConfig
+from gemma_serve.gemma.loading import LoadedGemma, load_gemma
+from tests.gemma.harness import paged_logits
+from tests.integration.fidelity import (
+    Prompt,
+    complete_greedily,
+    english_prompts,
+    generate_greedily,
+    log_spaced_lengths,
+    make_engine,
+)
+
+UNLIMITED = 4096
+FEW_LENGTHS = (5, 17, 60, 530)
+"""One of them longer than the window of 512."""
+
+Reference = tuple[list[Prompt], list[Prompt]]
+
+
+@pytest.fixture(scope="module")
+def demo() -> LoadedGemma:
+    return load_gemma(ModelConfig(model="demo", dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def few(demo: LoadedGemma) -> Reference:
+    """A few prompts, and what transformers says after each."""
+    prompts = english_prompts(demo.tokenizer, FEW_LENGTHS)
+    return prompts, generate_greedily(demo, prompts)
+
+
+@pytest.fixture(scope="module")
+def fifty(demo: LoadedGemma) -> Reference:
+    """Fifty prompts of 5 to 3,000 tokens, and what transformers says after each."""
+    prompts = english_prompts(demo.tokenizer, log_spaced_lengths(50, 5, 3000))
+    return prompts, generate_greedily(demo, prompts)
+
+
+@pytest.mark.parametrize("chunk_size", [64, UNLIMITED])
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+def test_greedy_tokens_equal_those_of_generate(
+    demo: LoadedGemma, few: Reference, chunk_size: int, together: bool
+) -> None:
+    prompts, expected = few
+    engine = make_engine(demo, chunk_size=chunk_size)
+    assert complete_greedily(engine, prompts, together=together) == expected
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7])
+def test_the_smallest_chunks_change_nothing(
+    demo: LoadedGemma, few: Reference, chunk_size: int
+) -> None:
+    prompts, expected = few[0][:3], few[1][:3]
+    engine = make_engine(demo, chunk_size=chunk_size)
+    assert complete_greedily(engine, prompts, together=True) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [1, 7, 64, UNLIMITED])
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+def test_fifty_prompts_equal_those_of_generate(
+    demo: LoadedGemma, fifty: Reference, chunk_size: int, together: bool
+) -> None:
+    prompts, expected = fifty
+    engine = make_engine(demo, chunk_size=chunk_size)
+    assert complete_greedily(engine, prompts, together=together) == expected
+
+
+def test_bfloat16_logits_are_as_close_to_float32_as_transformers_own(demo: LoadedGemma) -> None:
+    half = load_gemma(ModelConfig(model="demo", dtype="bfloat16"))
+    (prompt,) = english_prompts(demo.tokenizer, [300])
+    input_ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        demo.model.set_attn_implementation("sdpa")
+        half.model.set_attn_implementation("sdpa")
+        exact = demo.model(input_ids, logits_to_keep=1).logits[0, -1]
+        theirs = half.model(input_ids, logits_to_keep=1).logits[0, -1].float()
+    inputs = PromptInputs(prompt)
+    (ours,) = paged_logits(half, [inputs], chunk_size=64, attention=SdpaAttention)
+    assert (ours[-1].float() - exact).norm() <= 1.2 * (theirs - exact).norm()

@@ -1,0 +1,327 @@
+"""A caller's mistake is a 400 that names the field, whatever the mistake."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.validation_errors import field_path
+from tests.fakes import FakeGenerationClient, answer
+from tests.openai_api.harness import CHAT, HELLO, connect, error_of, make_app, post_chat
+
+TOOL = {"type": "function", "function": {"name": "get_time"}}
+
+
+def user(*parts: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"min_p": -1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repeat_penalty": 0}, "repeat_penalty"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2**63}, "max_tokens"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": True}, "n"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": "1"}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"stop_token_ids": [1, -1]}, "stop_token_ids[1]"),
+        ({"stop_token_ids": [1, 1000]}, "stop_token_ids[1]"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias." + "9" * 5000),
+        ({"logit_bias": {"7": 101}}, "logit_bias.7"),
+        ({"logit_bias": {"7": math.nan}}, "logit_bias.7"),
+        ({"logit_bias": {"7": None}}, "logit_bias.7"),
+        ({"logit_bias": {"1000": 1}}, "logit_bias.1000"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"stream": "true"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+        ({"messages": [5]}, "messages[0]"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": 5}]}, None),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        (user({"type": "text", "text": "\ud800"}), "messages[0].content[0].text"),
+        (user({"type": "text", "text": 5}), "messages[0].content[0].text"),
+        (
+            user({"type": "image_url", "image_url": {"url": 5}}),
+            "messages[0].content[0].image_url.url",
+        ),
+        (user({"type": "image_url", "image_url": ""}), "messages[0].content[0].image_url"),
+        ({"stop": "\udfff"}, "stop"),
+        (
+            {"tools": [TOOL, {"type": "function", "function": {"name": "a b"}}]},
+            "tools[1].function.name",
+        ),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 5}}]}, None),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"\ud800": 1}, None),
+    ],
+)
+async def test_invalid_value_is_a_400_that_names_the_field(
+    fields: dict[str, object], param: str | None
+) -> None:
+    client = FakeGenerationClient(*answer())
+    response = await post_chat(make_app(client), **fields)
+    assert response.status_code == 400, response.text
+    error = error_of(response)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+    assert param is None or error["param"] == param
+    assert client.requests == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"functions": [{"name": "x"}]}, "functions"),
+        ({"function_call": {"name": "x"}}, "function_call"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type"),
+        ({"format": "json"}, "format"),
+        ({"format": {"type": "object"}}, "format"),
+        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"modalities": ["text", "audio"]}, "modalities[1]"),
+        ({"audio": {"voice": "ash", "format": "wav"}}, "audio"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"guided_choice": ["a"]}, "guided_choice"),
+        ({"regex": "a"}, "regex"),
+        ({"ebnf": "a"}, "ebnf"),
+        ({"min_tokens": 1}, "min_tokens"),
+        ({"bad_words": ["a"]}, "bad_words"),
+        ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"echo": True}, "echo"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        (user({"type": "text", "text": "x"}, {"type": "input_audio"}), "messages[0].content[1]"),
+        (user({"type": "file", "file": {}}), "messages[0].content[0]"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]"),
+        (
+            user({"type": "image_url", "image_url": {"url": "x", "detail": "max"}}),
+            "messages[0].content[0].image_url.detail",
+        ),
+    ],
+)
+async def test_unsupported_field_is_a_400_that_names_it(
+    fields: dict[str, object], param: str
+) -> None:
+    response = await post_chat(make_app(FakeGenerationClient(*answer())), **fields)
+    assert response.status_code == 400, response.text
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("unsupported_value", param)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": []},
+        {"functions": []},
+        {"function_call": "none"},
+        {"response_format": {"type": "text"}},
+        {"format": ""},
+        {"logprobs": False, "top_logprobs": 0},
+        {"modalities": ["text"], "audio": None},
+        {"structured_outputs": {}, "guided_regex": "", "guided_choice": []},
+        {"min_tokens": 0, "bad_words": [], "echo": False},
+        {"user": 5, "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
+        {"reasoning_effort": "high", "verbosity": "low", "prediction": None},
+        {"num_ctx": 4096, "tfs_z": 1, "mirostat": 2, "keep_alive": "5m", "think": False},
+        {"chat_template_kwargs": {"enable_thinking": False}, "priority": 1},
+    ],
+)
+async def test_field_that_asks_for_nothing_is_accepted(fields: dict[str, object]) -> None:
+    response = await post_chat(make_app(FakeGenerationClient(*answer())), **fields)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": HELLO["messages"]}, "model"),
+        ({"model": HELLO["model"]}, "messages"),
+        ({**HELLO, "messages": [{"content": "x"}]}, "messages[0].role"),
+        ({**HELLO, "messages": [{"role": "user"}]}, "messages[0].content"),
+        ({**HELLO, "messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({**HELLO, **user({"text": "x"})}, "messages[0].content[0].type"),
+        ({**HELLO, **user({"type": "text"})}, "messages[0].content[0].text"),
+        ({**HELLO, **user({"type": "image_url"})}, "messages[0].content[0].image_url"),
+        (
+            {**HELLO, **user({"type": "image_url", "image_url": {}})},
+            "messages[0].content[0].image_url.url",
+        ),
+        ({**HELLO, "tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    ],
+)
+async def test_missing_field_is_a_400_that_names_it(body: dict[str, object], param: str) -> None:
+    async with connect(make_app(FakeGenerationClient())) as http:
+        response = await http.post(CHAT, json=body)
+    assert response.status_code == 400
+    assert error_of(response) == {
+        "message": f"Missing required parameter: {param}",
+        "type": "invalid_request_error",
+        "param": param,
+        "code": "missing_required_parameter",
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"5",
+        b"{",
+        b"\xff\xfe",
+        b'{"n": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+async def test_body_that_is_no_json_object_is_a_400(body: bytes) -> None:
+    async with connect(make_app(FakeGenerationClient())) as http:
+        response = await http.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert error_of(response)["type"] == "invalid_request_error"
+
+
+async def test_malformed_json_is_told_with_its_place() -> None:
+    async with connect(make_app(FakeGenerationClient())) as http:
+        response = await http.post(
+            CHAT, content=b'{"a": x}', headers={"content-type": "application/json"}
+        )
+    assert error_of(response)["message"] == (
+        "The body is not valid JSON: Expecting value at character 6"
+    )
+
+
+async def test_body_without_json_content_type_is_a_400_that_says_so() -> None:
+    async with connect(make_app(FakeGenerationClient())) as http:
+        response = await http.post(
+            CHAT, content=json.dumps(HELLO), headers={"content-type": "text/plain"}
+        )
+    assert response.status_code == 400
+    assert "content-type: application/json" in str(error_of(response)["message"])
+
+
+async def test_unknown_model_is_a_404_before_the_model_is_asked() -> None:
+    client = FakeGenerationClient(describe_error=RuntimeError("asked"))
+    response = await post_chat(make_app(client), model="gpt-4o")
+    assert response.status_code == 404
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
+async def test_message_says_what_was_wanted_and_what_was_got() -> None:
+    response = await post_chat(make_app(FakeGenerationClient()), temperature=3)
+    assert error_of(response)["message"] == (
+        "Invalid temperature: Input should be less than or equal to 2, got 3"
+    )
+
+
+async def test_long_values_are_not_quoted_in_full() -> None:
+    response = await post_chat(make_app(FakeGenerationClient()), temperature="9" * 10_000)
+    assert len(str(error_of(response)["message"])) < 200
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        (("messages", 0, "user", "content", 1, "text", "text"), "messages[0].content[1].text"),
+        (("messages", 0, "user", "name"), "messages[0].name"),
+        (("stop", 0), "stop"),
+        ((), None),
+    ],
+)
+def test_field_path_skips_what_is_not_in_the_body(
+    location: tuple[str | int, ...], path: str | None
+) -> None:
+    message = {"role": "user", "content": [{}, {"type": "text", "text": 5}]}
+    assert field_path(location, {"messages": [message], "stop": ""}) == path
+
+
+APP = make_app(FakeGenerationClient(*answer()))
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters())
+    | st.sampled_from(["user", "text", "image_url", "function", "auto", "json", "\ud800"])
+)
+KEYS = st.text(max_size=3) | st.sampled_from(
+    ["role", "content", "type", "text", "image_url", "url", "tool_calls", "function", "name"]
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(list(ChatCompletionRequest.model_fields)), JSON, max_size=3
+)
+
+
+@given(fields=FIELDS)
+@settings(max_examples=150, deadline=None)
+async def test_no_body_is_the_servers_fault(fields: dict[str, object]) -> None:
+    response = await post_chat(APP, **fields)
+    assert response.status_code in {200, 400, 404}
+    if response.status_code != 200:
+        error_of(response)
+
+
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool", "function", "robot"])},
+        optional={
+            "content": JSON | st.lists(JSON, max_size=3),
+            "tool_calls": JSON,
+            "tool_call_id": JSON,
+            "name": JSON,
+            "refusal": JSON,
+        },
+    ),
+    max_size=4,
+)
+
+
+@given(messages=MESSAGES)
+@settings(max_examples=150, deadline=None)
+async def test_no_history_is_the_servers_fault(messages: list[dict[str, object]]) -> None:
+    response = await post_chat(APP, messages=messages)
+    assert response.status_code in {200, 400}

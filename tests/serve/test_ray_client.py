@@ -1,0 +1,181 @@
+"""What ``RayGenerationClient`` makes of what a handle does; no cluster needed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.ray_client import RayGenerationClient
+from gemma_serve.errors import (
+    ContextLengthError,
+    GemmaServeError,
+    GenerationError,
+    OverloadedError,
+    UnavailableError,
+)
+from gemma_serve.generation import (
+    GenerationDelta,
+    GenerationRequest,
+    GenerationStarted,
+    ModelDescription,
+    SamplingParams,
+)
+
+STARTED = GenerationStarted(prompt_tokens=3)
+DELTAS = [GenerationDelta(0, "hi", (1,))]
+DESCRIPTION = ModelDescription(
+    max_model_len=100, vocab_size=10, default_sampling=SamplingParams(), vision=None
+)
+REQUEST = GenerationRequest(request_id="r", messages=(), sampling=SamplingParams())
+FOREVER = object()
+
+
+class FakeItems:
+    """A handle's stream: yields, raises or waits for ever, as its script says."""
+
+    def __init__(self, script: Sequence[object]) -> None:
+        self._script = iter(script)
+        self.num_cancels = 0
+
+    async def __anext__(self) -> object:
+        item = next(self._script, StopAsyncIteration())
+        if item is FOREVER:
+            await asyncio.Event().wait()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        self.num_cancels += 1
+
+
+class FakeHandle:
+    """A handle to a replica whose streams are ``scripts``, one after another."""
+
+    def __init__(self, *scripts: Sequence[object]) -> None:
+        self.streams = [FakeItems(script) for script in scripts]
+        self._unused = iter(self.streams)
+        self.num_describes = 0
+
+    def options(self, *, method_name: str, stream: bool = False) -> "FakeMethod":
+        assert stream == (method_name == "generate")
+        return FakeMethod(self._generate if stream else self._describe)
+
+    def _generate(self, request: GenerationRequest) -> FakeItems:
+        assert request is REQUEST
+        return next(self._unused)
+
+    def _describe(self) -> Awaitable[ModelDescription]:
+        self.num_describes += 1
+        return asyncio.sleep(0, DESCRIPTION)
+
+
+class FakeMethod:
+    """A handle to one method."""
+
+    def __init__(self, remote: Callable[..., Any]) -> None:
+        self.remote = remote
+
+
+def client_of(handle: FakeHandle, *, admission_timeout_s: float = 5.0) -> RayGenerationClient:
+    gemma = cast(DeploymentHandle[Any], handle)
+    return RayGenerationClient(gemma, admission_timeout_s=admission_timeout_s)
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    """``cause`` as it comes out of a handle when a replica has raised it."""
+    error = RayTaskError("generate", "", cause)  # type: ignore[no-untyped-call]  # ray
+    return cast(RayTaskError, error.as_instanceof_cause())  # type: ignore[no-untyped-call]  # ray
+
+
+async def error_on_admission(raised: BaseException) -> GemmaServeError:
+    with pytest.raises(GemmaServeError) as caught:
+        await client_of(FakeHandle([raised])).generate(REQUEST)
+    return caught.value
+
+
+async def error_in_stream(raised: BaseException) -> GemmaServeError:
+    stream = await client_of(FakeHandle([STARTED, DELTAS, raised])).generate(REQUEST)
+    assert await anext(stream) == DELTAS
+    with pytest.raises(GemmaServeError) as caught:
+        await anext(stream)
+    return caught.value
+
+
+async def test_first_item_is_what_started_and_the_rest_are_deltas() -> None:
+    (items,) = (handle := FakeHandle([STARTED, DELTAS])).streams
+    async with await client_of(handle).generate(REQUEST) as stream:
+        assert stream.started is STARTED
+        assert [deltas async for deltas in stream] == [DELTAS]
+    assert items.num_cancels == 0
+
+
+async def test_closing_cancels_the_replicas_work_once() -> None:
+    (items,) = (handle := FakeHandle([STARTED, DELTAS])).streams
+    stream = await client_of(handle).generate(REQUEST)
+    await stream.aclose()
+    await stream.aclose()
+    assert items.num_cancels == 1
+
+
+async def test_being_cancelled_before_the_first_item_cancels_the_replicas_work() -> None:
+    (items,) = (handle := FakeHandle([FOREVER])).streams
+    waiting = asyncio.create_task(client_of(handle).generate(REQUEST))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert items.num_cancels == 1
+
+
+async def test_request_that_no_replica_takes_is_given_up() -> None:
+    (items,) = (handle := FakeHandle([FOREVER])).streams
+    with pytest.raises(UnavailableError, match=r"took the request within 0\.01 s"):
+        await client_of(handle, admission_timeout_s=0.01).generate(REQUEST)
+    assert items.num_cancels == 1
+
+
+async def test_our_errors_come_out_of_rays_wrapper_as_they_were() -> None:
+    raised = ContextLengthError.of(prompt_tokens=120, max_model_len=100)
+    error = await error_on_admission(task_error(raised))
+    assert type(error) is ContextLengthError
+    assert (error.param, error.code) == ("messages", "context_length_exceeded")
+
+
+async def test_full_queue_of_serve_is_an_overload() -> None:
+    error = await error_on_admission(BackPressureError(5, 5, retry_after_s=3.0))
+    assert isinstance(error, OverloadedError)
+    assert error.retry_after_s == 3.0
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [ActorDiedError(), asyncio.CancelledError()],
+    ids=["killed", "its task was cancelled by Ray"],
+)
+async def test_lost_replica_can_be_retried_only_before_admission(lost: BaseException) -> None:
+    assert isinstance(await error_on_admission(lost), UnavailableError)
+    assert isinstance(await error_in_stream(lost), GenerationError)
+
+
+async def test_unforeseen_failure_hides_its_internals() -> None:
+    error = await error_in_stream(task_error(KeyError("secret")))
+    assert isinstance(error, GenerationError)
+    assert "secret" not in str(error)
+
+
+async def test_description_is_asked_for_once_until_a_replica_is_lost() -> None:
+    handle = FakeHandle([STARTED], [ActorDiedError()])
+    client = client_of(handle)
+    assert await client.describe() is DESCRIPTION
+    await client.generate(REQUEST)
+    await client.describe()
+    assert handle.num_describes == 1
+    with pytest.raises(UnavailableError):
+        await client.generate(REQUEST)
+    await client.describe()
+    assert handle.num_describes == 2
