@@ -84,8 +84,8 @@ class AppSettings(BaseModel):
     """Tokens of prompt and completion together; by default what the checkpoint was trained for
     (32,768 or 131,072), as far as the memory for keys and values goes."""
     max_num_seqs: PositiveInt = _ENGINE.max_num_seqs
-    """Sequences computed together. More raise throughput and slow each one down; 32 is past the
-    knee of both on one GPU."""
+    """Sequences computed together. More raise throughput and slow each one down, and each needs
+    memory for its keys and values."""
     max_queued_requests: NonNegativeInt = _ENGINE.max_queued_requests
     """Requests per replica that wait for one of those places; the next one gets a 429. 256 is eight
     full batches: beyond, a caller had better try elsewhere."""
@@ -117,6 +117,9 @@ class AppSettings(BaseModel):
     internal network through this server."""
     allow_http_images: bool = _API.images.allow_http
     """Fetch images from ``http:`` URLs too. Off: anyone on the way could swap one."""
+    require_api_keys: bool = False
+    """Refuse to start without keys. Set it in every file whose host is not 127.0.0.1: on a running
+    Ray cluster the keys come from the environment of its nodes, not from your shell."""
     cors_allow_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the API from a browser, such as ``https://chat.example``;
     ``*`` is any. None by default: servers and SDKs do not need it."""
@@ -181,7 +184,15 @@ class AppSettings(BaseModel):
         )
 
     def to_api_config(self, api_keys: tuple[str, ...]) -> ApiConfig:
-        """``api_keys``: whoever sends one of them is let in; everyone, if there are none."""
+        """``api_keys``: whoever sends one of them is let in; everyone, if there are none.
+
+        Raises ``ConfigurationError`` if there are none but ``require_api_keys`` is set.
+        """
+        if self.require_api_keys and not api_keys:
+            raise ConfigurationError(
+                f"require_api_keys is set, but there are no keys in {API_KEYS_VARIABLE}; on a "
+                "running Ray cluster, set it for `ray start` on every node"
+            )
         images = ImageLimits(
             max_images=self.max_images,
             max_bytes=int(self.max_image_size),

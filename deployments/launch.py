@@ -38,16 +38,19 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         config = read_deploy_file(Path(argv[0]))
-        models = [AppSettings.model_validate(app.args).model_name for app in config.applications]
-        is_open = not parse_api_keys(os.environ)
+        api_keys = parse_api_keys(os.environ)
+        apis = [
+            AppSettings.model_validate(app.args).to_api_config(api_keys)
+            for app in config.applications
+        ]
     except ConfigurationError as error:
         logger.error("%s: %s", argv[0], error)
         return 2
-    if is_open and config.http_options.host not in ("127.0.0.1", "localhost", "::1"):
+    if not api_keys and config.http_options.host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("no API key is asked for: set %s to some", API_KEYS_VARIABLE)
     try:
         _submit(argv[0], config)
-        return _watch(config, models)
+        return _watch(config, [api.model_name for api in apis])
     except KeyboardInterrupt:
         return 0
     except SystemExit:

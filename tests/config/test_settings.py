@@ -93,3 +93,10 @@ def test_without_the_variable_no_key_is_asked_for() -> None:
 def test_variable_without_a_key_does_not_open_the_server() -> None:
     with pytest.raises(ConfigurationError, match="GEMMA_SERVE_API_KEYS is set, but holds no key"):
         parse_api_keys({"GEMMA_SERVE_API_KEYS": " , "})
+
+
+def test_keys_can_be_required() -> None:
+    settings = AppSettings(require_api_keys=True)
+    with pytest.raises(ConfigurationError, match="require_api_keys is set, but there are no keys"):
+        settings.to_api_config(())
+    assert settings.to_api_config(("key",)).api_keys == ("key",)

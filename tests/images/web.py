@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -73,13 +73,16 @@ class WebServer:
         assert connection is not None
         self._connections.add(connection)
         try:
-            with closing(writer):
-                request = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                self.requests.append(request)
-                await self.replies[request.split()[1]](writer)
+            request = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            self.requests.append(request)
+            await self.replies[request.split()[1]](writer)
         except (ConnectionError, asyncio.CancelledError):
             pass  # the client has left, or the test is over
         finally:
+            writer.close()
+            # Until the transport is closed too: the loop would drop it open at the test's end.
+            with suppress(ConnectionError):
+                await writer.wait_closed()
             self._connections.discard(connection)
 
     async def aclose(self) -> None:
