@@ -9,6 +9,21 @@ as they leave the window.
 from collections.abc import Sequence
 
 
+def max_blocks_held(
+    num_tokens: int, *, chunk_size: int, block_size: int, windows: Sequence[int | None]
+) -> int:
+    """The most blocks that a sequence of ``num_tokens`` holds at once.
+
+    ``chunk_size``: the most tokens that one step adds to it.
+    """
+    # A window may begin anywhere in a block, so it takes one more than its tokens fill.
+    reach = [
+        num_tokens if window is None else min(num_tokens, window + chunk_size + block_size)
+        for window in windows
+    ]
+    return sum(-(-num_keys // block_size) for num_keys in reach)
+
+
 class BlockTable:
     """The blocks of one sequence. Changed by ``BlockManager`` alone."""
 
@@ -46,29 +61,16 @@ class BlockManager:
         return BlockTable(len(self._windows))
 
     def blocks_for(self, num_tokens: int, *, chunk_size: int) -> int:
-        """The most blocks that a sequence of ``num_tokens`` holds at once.
-
-        ``chunk_size``: the most tokens that one step adds to it.
-        """
-        return sum(
-            self._num_entries(
-                # A window may begin anywhere in a block: one more block than its tokens fill.
-                num_tokens
-                if window is None
-                else min(num_tokens, window + chunk_size + self.block_size)
-            )
-            for window in self._windows
+        """As ``max_blocks_held``."""
+        return max_blocks_held(
+            num_tokens, chunk_size=chunk_size, block_size=self.block_size, windows=self._windows
         )
-
-    def can_allocate(self, table: BlockTable, num_tokens: int) -> bool:
-        """Whether ``allocate`` would succeed."""
-        return self._num_missing(table, num_tokens) <= len(self._free)
 
     def allocate(self, table: BlockTable, num_tokens: int) -> bool:
         """Make room for the first ``num_tokens`` of a sequence; changes nothing if it cannot."""
-        if not self.can_allocate(table, num_tokens):
+        num_entries = -(-num_tokens // self.block_size)
+        if sum(max(0, num_entries - len(blocks)) for blocks in table.groups) > len(self._free):
             return False
-        num_entries = self._num_entries(num_tokens)
         for blocks in table.groups:
             for _ in range(num_entries - len(blocks)):
                 blocks.append(self._free.pop())
@@ -90,10 +92,3 @@ class BlockManager:
             self._free.extend(blocks[table.num_released[group] :])
             blocks.clear()
             table.num_released[group] = 0
-
-    def _num_entries(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
-
-    def _num_missing(self, table: BlockTable, num_tokens: int) -> int:
-        num_entries = self._num_entries(num_tokens)
-        return sum(max(0, num_entries - len(blocks)) for blocks in table.groups)

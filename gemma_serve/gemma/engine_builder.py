@@ -28,7 +28,7 @@ def build_engine(
         [layer.self_attn.q_proj.weight.device for layer in text_model.layers],
         gemma.model.dtype,
     )
-    num_blocks = num_cache_blocks(layout, config, max_model_len=longest)
+    num_blocks = num_cache_blocks(layout, gemma.model, config, max_model_len=longest)
     cache = KVCache(layout, num_blocks=num_blocks, block_size=config.block_size)
     block_manager = BlockManager(
         num_blocks=num_blocks, block_size=config.block_size, windows=layout.windows

@@ -74,6 +74,17 @@ def test_text_and_images_of_several_requests_in_one_step(attention: type[PagedAt
         torch.testing.assert_close(logits, transformers_logits(model, inputs), atol=2e-4, rtol=1e-4)
 
 
+def test_sequences_of_very_different_lengths_decode_together(
+    attention: type[PagedAttention],
+) -> None:
+    """One long chat and many short ones, the last token of each by itself."""
+    model = tiny_text_model(sliding_window=WINDOW)
+    prompts = [prompt(n, seed=n) for n in (3, 700, 5, 300, 40)]
+    results = paged_logits(loaded(model), prompts, chunk_size=1, attention=attention)
+    for inputs, logits in zip(prompts, results, strict=True):
+        torch.testing.assert_close(logits, transformers_logits(model, inputs), atol=2e-4, rtol=1e-4)
+
+
 def test_bfloat16_stays_close_to_float32(attention: type[PagedAttention]) -> None:
     inputs = prompt(60, images=[(5, 9)])
     exact = transformers_logits(tiny_vision_model(), inputs)

@@ -30,23 +30,31 @@ class PagedAttention(ABC):
     def __init__(self, cache: KVCache, chunks: Sequence[Chunk]) -> None:
         self._cache = cache
         self._chunks = chunks
-        self._slots = [
-            _slots_of_step(chunks, group, cache.block_size)
-            for group in range(len(cache.layout.windows))
-        ]
+        self._slots: dict[tuple[int, torch.device], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Queries ``[num_heads, num_tokens, head_dim]``, keys and values with ``num_kv_heads``.
 
         Returns ``[num_tokens, num_heads, head_dim]``.
         """
-        slots = self._slots[self._cache.layout.places[layer].group].to(query.device)
+        group = self._cache.layout.places[layer].group
+        slots = self._slots_of_step(group, query.device)
         self._cache.write(layer, slots, key.transpose(0, 1), value.transpose(0, 1))
         return self._attend(layer, query, scale)
 
     @abstractmethod
     def _attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
         """As ``attend``, after the keys and values were written."""
+
+    def _slots_of_step(self, group: int, device: torch.device) -> Tensor:
+        """Where the step's keys and values go in one group: ``[num_tokens]`` int64."""
+        if (group, device) not in self._slots:
+            block_size = self._cache.block_size
+            slots = torch.cat(
+                [sequence_slots(c.blocks[group], c.start, c.end, block_size) for c in self._chunks]
+            )
+            self._slots[group, device] = slots.to(device)
+        return self._slots[group, device]
 
     def _window(self, layer: int) -> int | None:
         layout = self._cache.layout
@@ -59,17 +67,6 @@ def sequence_slots(blocks: Sequence[int], start: int, end: int, block_size: int)
     used = torch.tensor(blocks[first_block : -(-end // block_size)], dtype=torch.int64)
     slots = (used[:, None] * block_size + torch.arange(block_size)).flatten()
     return slots[start - first_block * block_size : end - first_block * block_size]
-
-
-def _slots_of_step(chunks: Sequence[Chunk], group: int, block_size: int) -> Tensor:
-    """Where the step's keys and values go in one group: ``[num_tokens]`` int64."""
-    return torch.tensor(
-        [
-            chunk.blocks[group][position // block_size] * block_size + position % block_size
-            for chunk in chunks
-            for position in range(chunk.start, chunk.end)
-        ]
-    )
 
 
 def _paged_attention_forward(

@@ -1,6 +1,11 @@
-"""Attention with torch's fused kernel over gathered keys and values; for any device."""
+"""Attention with torch's fused kernel over gathered keys and values; for any device.
 
-from collections.abc import Sequence
+The query heads that share a KV head become rows of one attention. torch's kernels take grouped
+heads too, but the CPU's is many times slower with single rows, and those of CUDA that take a mask
+want the keys repeated per head, which for a long chat is gigabytes.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +16,19 @@ from gemma_serve.gemma.attention.paged import PagedAttention, sequence_slots
 from gemma_serve.gemma.attention.step import Chunk, Segment
 from gemma_serve.gemma.kv_cache import KVCache
 
+_MAX_PADDING = 2
+"""A decoding sequence reads at most so many times its own keys."""
+
+_FREE_PADDED_KEYS = 256
+"""Below this length padding costs less than another kernel call."""
+
+MAX_GATHERED_KEYS = 32_768
+"""Keys that one decode batch reads, unless a single sequence has more: 256 MiB of a 27B layer."""
+
 
 @dataclass(frozen=True, slots=True)
 class _DecodeBatch:
-    """All chunks of one token, computed together.
+    """Chunks of one token, computed together.
 
     ``rows``: ``[batch]``. ``slots``: ``[batch, max_keys]``. ``bias``: ``[batch, 1, 1, max_keys]``,
     -inf where a shorter sequence is padded, or ``None`` if none is.
@@ -39,12 +53,12 @@ class _Prefill:
 class _Plan:
     """What the layers of one group on one device do in this step."""
 
-    decode: _DecodeBatch | None
+    decodes: tuple[_DecodeBatch, ...]
     prefills: tuple[_Prefill, ...]
 
 
 class SdpaAttention(PagedAttention):
-    """Decoding sequences in one padded batch, each longer segment by itself.
+    """Decoding sequences of similar length in padded batches, each longer segment by itself.
 
     Index tensors and masks are made once per step, group and device, and shared by their layers.
     """
@@ -64,8 +78,8 @@ class SdpaAttention(PagedAttention):
     def _attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
         plan = self._plan(self._cache.layout.places[layer].group, query.device)
         output = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
-        if plan.decode is not None:
-            output[plan.decode.rows] = self._decode(plan.decode, layer, query, scale)
+        for decode in plan.decodes:
+            output[decode.rows] = self._decode(decode, layer, query, scale)
         for prefill in plan.prefills:
             output[prefill.rows] = self._prefill(prefill, layer, query, scale)
         return output
@@ -73,8 +87,6 @@ class SdpaAttention(PagedAttention):
     def _decode(self, batch: _DecodeBatch, layer: int, query: Tensor, scale: float) -> Tensor:
         keys, values = self._cache.read(layer, batch.slots)  # [batch, max_keys, kv_heads, head_dim]
         num_kv_heads, head_dim = keys.shape[2:]
-        # The query heads that share a KV head become rows of one attention: torch's CPU kernel is
-        # many times slower with enable_gqa and single rows.
         queries = query[:, batch.rows].transpose(0, 1)  # [batch, num_heads, head_dim]
         output = scaled_dot_product_attention(
             queries.reshape(len(batch.rows), num_kv_heads, -1, head_dim),
@@ -87,22 +99,30 @@ class SdpaAttention(PagedAttention):
 
     def _prefill(self, prefill: _Prefill, layer: int, query: Tensor, scale: float) -> Tensor:
         keys, values = self._cache.read(layer, prefill.slots)  # [num_keys, kv_heads, head_dim]
-        group_size = query.shape[0] // keys.shape[1]
+        keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+        queries = query[None, :, prefill.rows]  # [1, num_heads, num_tokens, head_dim]
+        num_heads, num_tokens, head_dim = queries.shape[1:]
+        group_size = num_heads // keys.shape[1]
+        if prefill.is_causal:
+            # A triangle without a mask, which rows of several heads could not share. It begins
+            # with the sequence, so that no more keys than one chunk has are repeated.
+            keys = keys.repeat_interleave(group_size, 1)
+            values = values.repeat_interleave(group_size, 1)
+        else:
+            queries = queries.reshape(1, keys.shape[1], group_size * num_tokens, head_dim)
+        bias = None if prefill.bias is None else prefill.bias.repeat(group_size, 1)
         output = scaled_dot_product_attention(
-            query[None, :, prefill.rows],
-            keys.transpose(0, 1).repeat_interleave(group_size, 0)[None],
-            values.transpose(0, 1).repeat_interleave(group_size, 0)[None],
-            attn_mask=prefill.bias,
-            is_causal=prefill.is_causal,
-            scale=scale,
+            queries, keys, values, attn_mask=bias, is_causal=prefill.is_causal, scale=scale
         )
-        return output[0].transpose(0, 1)
+        return output.reshape(num_heads, num_tokens, head_dim).transpose(0, 1)
 
     def _plan(self, group: int, device: torch.device) -> _Plan:
         plan = self._plans.get((group, device))
         if plan is None:
             plan = self._plans[group, device] = _Plan(
-                decode=self._plan_decode(group, device) if self._decoding else None,
+                decodes=tuple(
+                    self._plan_decode(batch, group, device) for batch in self._decode_batches(group)
+                ),
                 prefills=tuple(
                     self._plan_prefill(chunk, segment, group, device)
                     for chunk, segment in self._segments
@@ -110,14 +130,35 @@ class SdpaAttention(PagedAttention):
             )
         return plan
 
-    def _plan_decode(self, group: int, device: torch.device) -> _DecodeBatch:
-        block_size = self._cache.block_size
+    def _decode_batches(self, group: int) -> Iterator[list[Chunk]]:
+        """Deal the decoding sequences into batches of similar numbers of keys."""
+        batch: list[Chunk] = []
+        for chunk in sorted(self._decoding, key=lambda c: self._num_keys(c, group)):
+            num_keys = self._num_keys(chunk, group)
+            if batch and (
+                num_keys > max(_FREE_PADDED_KEYS, _MAX_PADDING * self._num_keys(batch[0], group))
+                or num_keys * (len(batch) + 1) > MAX_GATHERED_KEYS
+            ):
+                yield batch
+                batch = []
+            batch.append(chunk)
+        if batch:
+            yield batch
+
+    def _num_keys(self, chunk: Chunk, group: int) -> int:
+        """Keys that a chunk of one token sees."""
         window = self._cache.layout.windows[group]
-        first_keys = [0 if window is None else max(0, c.end - window) for c in self._decoding]
-        num_keys = [c.end - first for c, first in zip(self._decoding, first_keys, strict=True)]
+        return chunk.end if window is None else min(chunk.end, window)
+
+    def _plan_decode(
+        self, batch: Sequence[Chunk], group: int, device: torch.device
+    ) -> _DecodeBatch:
+        block_size = self._cache.block_size
+        num_keys = [self._num_keys(chunk, group) for chunk in batch]
+        first_keys = [c.end - num for c, num in zip(batch, num_keys, strict=True)]
         blocks = [
             list(chunk.blocks[group][first // block_size : -(-chunk.end // block_size)])
-            for chunk, first in zip(self._decoding, first_keys, strict=True)
+            for chunk, first in zip(batch, first_keys, strict=True)
         ]
         num_blocks = max(map(len, blocks))
         # Padding repeats the last slot: what is read there is masked, but must be finite.
@@ -130,7 +171,7 @@ class SdpaAttention(PagedAttention):
         bias = None
         if min(num_keys) < max(num_keys):
             bias = _bias(ranks >= lengths, self._cache.layout.dtype)[:, None, None].to(device)
-        rows = torch.tensor([c.row for c in self._decoding])
+        rows = torch.tensor([c.row for c in batch])
         return _DecodeBatch(rows.to(device), slots.to(device), bias)
 
     def _plan_prefill(
