@@ -42,9 +42,9 @@ class AsyncEngine:
     back in one call per event loop.
     """
 
-    def __init__(self, engine: Engine, *, max_unfinished_requests: int) -> None:
+    def __init__(self, engine: Engine, *, max_unfinished_sequences: int) -> None:
         self._engine = engine
-        self._max_unfinished_requests = max_unfinished_requests
+        self._max_unfinished_sequences = max_unfinished_sequences
         self._commands: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._mailboxes: dict[int, Mailbox] = {}
         self._keys = count()
@@ -62,12 +62,14 @@ class AsyncEngine:
     ) -> GenerationStream:
         """Admit a request of the running event loop.
 
-        Raises ``OverloadedError`` or ``UnavailableError``.
+        Raises ``OverloadedError`` or ``UnavailableError``. A request of more sequences than are
+        taken at all is admitted when there is no other.
         """
-        if len(self._mailboxes) >= self._max_unfinished_requests:
+        num_unfinished = sum(mailbox.num_unfinished for mailbox in list(self._mailboxes.values()))
+        if num_unfinished and num_unfinished + n > self._max_unfinished_sequences:
             raise OverloadedError(
-                f"The server has {len(self._mailboxes)} unfinished requests, as many as it takes. "
-                "Please try again later."
+                f"The server has {num_unfinished} unfinished answers and takes at most "
+                f"{self._max_unfinished_sequences}. Please try again later."
             )
         key = next(self._keys)
         mailbox = self._mailboxes[key] = Mailbox(request_id, n)
@@ -116,7 +118,7 @@ class AsyncEngine:
         while not (self._commands.empty() and self._engine.has_work):
             match self._commands.get():
                 case _Add(request):
-                    self._engine.add(request)
+                    self._deliver(self._engine.add(request))
                 case _Abort(key):
                     self._engine.abort(key)
                 case _Stop():
@@ -141,6 +143,7 @@ class AsyncEngine:
     def _put(self, outputs: Iterable[tuple[Mailbox, StepOutput]]) -> None:
         """Runs on the readers' event loop."""
         for mailbox, output in outputs:
-            mailbox.put(output.deltas, output.error)
-            if mailbox.complete:
-                self._mailboxes.pop(output.key, None)
+            if output.key in self._mailboxes:  # else closed while the output was on its way
+                mailbox.put(output.deltas, output.error)
+                if mailbox.complete:
+                    del self._mailboxes[output.key]

@@ -14,7 +14,7 @@ class EngineConfig:
     max_num_seqs: int = 32
     """Sequences that are computed together."""
     max_queued_requests: int = 256
-    """Requests that wait for one of those places before new ones are refused."""
+    """Sequences that wait for one of those places before new requests are refused."""
     prefill_chunk_size: int = 512
     """Prompt tokens computed per step, over all sequences. An image is never cut."""
     block_size: int = 16

@@ -88,12 +88,21 @@ class Engine:
             num_failed_steps_in_a_row=self._num_failed_steps_in_a_row,
         )
 
-    def add(self, request: EngineRequest) -> None:
-        """Queue a request whose prompt is shorter than ``max_model_len``."""
-        sequences = [self._new_sequence(request, index) for index in range(request.n)]
+    def add(self, request: EngineRequest) -> list[StepOutput]:
+        """Queue a request whose prompt is shorter than ``max_model_len``.
+
+        Returns the failure of one that cannot even begin, else nothing.
+        """
+        try:
+            sequences = [self._new_sequence(request, index) for index in range(request.n)]
+        except Exception:
+            # The boundary of one request: the engine must outlive it.
+            logger.exception("a request could not begin")
+            return [StepOutput(request.key, error=_failure())]
         self._unfinished[request.key] = sequences
         for sequence in sequences:
             self._scheduler.add(sequence)
+        return []
 
     def abort(self, key: int) -> None:
         """Drop a request and free its blocks; nothing happens if it has ended already."""
@@ -175,7 +184,8 @@ class Engine:
     def _fail(self, keys: Collection[int]) -> list[StepOutput]:
         for key in keys:
             self.abort(key)
-        error = GenerationError(
-            "The model failed while it worked on this request. Please try again."
-        )
-        return [StepOutput(key, error=error) for key in keys]
+        return [StepOutput(key, error=_failure()) for key in keys]
+
+
+def _failure() -> GenerationError:
+    return GenerationError("The model failed while it worked on this request. Please try again.")

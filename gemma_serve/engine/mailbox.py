@@ -22,7 +22,8 @@ class Mailbox:
     def __init__(self, request_id: str, num_sequences: int) -> None:
         self.loop = asyncio.get_running_loop()
         self._request_id = request_id
-        self._num_unfinished = num_sequences
+        self.num_unfinished = num_sequences
+        """Sequences whose end has not been put."""
         self._pending: dict[int, GenerationDelta] = {}
         self._error: GemmaServeError | None = None
         self._filled = asyncio.Event()
@@ -34,7 +35,7 @@ class Mailbox:
     @property
     def complete(self) -> bool:
         """Whether nothing more will be put."""
-        return self._num_unfinished == 0 or self._error is not None
+        return self.num_unfinished == 0 or self._error is not None
 
     def put(self, deltas: Iterable[GenerationDelta], error: GemmaServeError | None) -> None:
         """Add what a step brought; ``error`` ends the request after everything put so far."""
@@ -45,7 +46,7 @@ class Mailbox:
             self._first_token_at = self._first_token_at or perf_counter()
             if delta.finish_reason is not None:
                 self._finish_reasons.append(delta.finish_reason)
-                self._num_unfinished -= 1
+                self.num_unfinished -= 1
         self._error = error
         self._filled.set()
         if self.complete:
@@ -53,7 +54,7 @@ class Mailbox:
 
     def close(self) -> None:
         """The reader leaves early; a read under way ends as if all had come."""
-        self._num_unfinished = 0
+        self.num_unfinished = 0
         self._filled.set()
         self._log("aborted")
 
@@ -65,7 +66,7 @@ class Mailbox:
         while not self._pending:
             if self._error is not None:
                 raise self._error
-            if self._num_unfinished == 0:
+            if self.num_unfinished == 0:
                 raise StopAsyncIteration
             self._filled.clear()
             await self._filled.wait()

@@ -48,7 +48,7 @@ class GemmaGenerator:
         )
         engine = AsyncEngine(
             build_engine(gemma, config),
-            max_unfinished_requests=config.max_num_seqs + config.max_queued_requests,
+            max_unfinished_sequences=config.max_num_seqs + config.max_queued_requests,
         )
         return cls(prompt_builder, engine, description)
 

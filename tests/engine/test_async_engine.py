@@ -35,8 +35,8 @@ class BrokenRunner:
 
 
 @contextmanager
-def running(runner: ScriptedRunner, *, max_unfinished_requests: int = 8) -> Iterator[AsyncEngine]:
-    engine = AsyncEngine(make_engine(runner), max_unfinished_requests=max_unfinished_requests)
+def running(runner: ScriptedRunner, *, max_unfinished_sequences: int = 8) -> Iterator[AsyncEngine]:
+    engine = AsyncEngine(make_engine(runner), max_unfinished_sequences=max_unfinished_sequences)
     try:
         yield engine
     finally:
@@ -97,7 +97,7 @@ async def test_closing_frees_every_block_within_a_step() -> None:
 
 async def test_a_request_may_be_closed_before_its_first_step() -> None:
     runner = GatedRunner("Paris")
-    with running(runner, max_unfinished_requests=1) as engine:
+    with running(runner, max_unfinished_sequences=1) as engine:
         await submit(engine).aclose()
         runner.allow()
         assert await read(submit(engine)) == "Paris"
@@ -105,17 +105,51 @@ async def test_a_request_may_be_closed_before_its_first_step() -> None:
 
 async def test_more_requests_than_allowed_are_refused_until_one_ends() -> None:
     runner = GatedRunner("Paris")
-    with running(runner, max_unfinished_requests=2) as engine:
+    with running(runner, max_unfinished_sequences=2) as engine:
         first, _second = submit(engine), submit(engine)
-        with pytest.raises(OverloadedError, match="2 unfinished requests"):
+        with pytest.raises(OverloadedError, match="2 unfinished answers"):
             submit(engine)
         runner.allow()
         assert await read(first) == "Paris"
         assert await read(submit(engine)) == "Paris"
 
 
+async def test_the_answers_of_one_request_count_one_by_one() -> None:
+    runner = GatedRunner("Paris")
+    with running(runner, max_unfinished_sequences=3) as engine:
+        submit(engine, n=2)
+        with pytest.raises(OverloadedError):
+            submit(engine, n=2)
+        submit(engine, n=1)
+
+
+async def test_a_request_of_more_answers_than_are_queued_runs_alone() -> None:
+    with running(ScriptedRunner("Hi"), max_unfinished_sequences=3) as engine:
+        assert sorted(await read(submit(engine, n=5))) == sorted("Hi" * 5)
+
+
+async def test_a_request_that_cannot_begin_fails_alone() -> None:
+    with running(ScriptedRunner("Paris")) as engine:
+        prompt = PromptInputs(spell("hello"))
+        bad = engine.submit("bad", prompt, SamplingParams(stop=("",)), 1)
+        with pytest.raises(GenerationError):
+            await read(bad)
+        assert await read(submit(engine)) == "Paris"
+        assert engine.stats.num_free_blocks == engine.stats.num_blocks
+
+
+async def test_an_output_that_comes_after_the_close_is_dropped() -> None:
+    """A finished step's outputs may already be on their way when the reader leaves."""
+    with running(ScriptedRunner("Paris")) as engine:
+        stream = submit(engine)
+        while engine.stats.num_running or engine._engine.has_work:
+            pass  # without await: what the engine delivers stays in the loop's queue
+        await stream.aclose()
+        assert [deltas async for deltas in stream] == []
+
+
 async def test_steps_that_keep_failing_fail_the_health_check() -> None:
-    engine = AsyncEngine(make_engine(BrokenRunner()), max_unfinished_requests=8)  # type: ignore[arg-type]
+    engine = AsyncEngine(make_engine(BrokenRunner()), max_unfinished_sequences=8)  # type: ignore[arg-type]
     engine.check_health()
     for _ in range(3):
         with pytest.raises(GenerationError):
@@ -127,10 +161,13 @@ async def test_steps_that_keep_failing_fail_the_health_check() -> None:
 
 async def test_shutting_down_ends_unfinished_requests_with_an_error() -> None:
     runner = GatedRunner("Paris")
-    engine = AsyncEngine(make_engine(runner), max_unfinished_requests=8)
+    engine = AsyncEngine(make_engine(runner), max_unfinished_sequences=8)
     stream = submit(engine)
+    await until(lambda: engine.stats.num_running == 1)  # in its first step, which waits
+    closing = asyncio.create_task(asyncio.to_thread(engine.close))
+    await until(lambda: not engine._commands.empty())
     runner.allow(1)
-    await asyncio.to_thread(engine.close)
+    await closing
     with pytest.raises(UnavailableError, match="shutting down"):
         await read(stream)
     with pytest.raises(UnavailableError, match="not running"):
