@@ -5,7 +5,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check bench
+.PHONY: help serve test fidelity check bench
 
 CONFIG ?= serve_config.yaml
 ARGS ?=
@@ -19,10 +19,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 help:
-	@echo "make serve   serve Gemma 3 at http://127.0.0.1:8000/v1 (CONFIG=$(CONFIG))"
-	@echo "make test    run the tests (ARGS=... goes to pytest)"
-	@echo "make check   formatting, lints and types"
-	@echo "make bench   measure the engine on the demo model (ARGS=... goes to the benchmark)"
+	@echo "make serve     serve Gemma 3 at http://127.0.0.1:8000/v1 (CONFIG=$(CONFIG))"
+	@echo "make test      run the tests (ARGS=... goes to pytest)"
+	@echo "make fidelity  compare 50 prompts with transformers token by token (most of an hour)"
+	@echo "make check     formatting, lints and types"
+	@echo "make bench     measure the engine on the demo model (ARGS=... goes to the benchmark)"
 
 serve: $(INSTALLED)
 	@echo "==> Serving $(CONFIG). Ctrl-C stops it."
@@ -31,6 +32,10 @@ serve: $(INSTALLED)
 test: $(INSTALLED)
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest $(ARGS)
+
+fidelity: $(INSTALLED)
+	@echo "==> Comparing greedy tokens with transformers"
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(INSTALLED)
 	@echo "==> Checking format, lints and types"
