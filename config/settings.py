@@ -23,8 +23,9 @@ from gemma_serve.engine.config import EngineConfig
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.checkpoints import served_name
 from gemma_serve.gemma.config import Device, DType, ModelConfig
+from gemma_serve.images.limits import ImageLimits
 from gemma_serve.openai_api.config import ApiConfig
-from gemma_serve.openai_api.limits import ApiLimits, ImageLimits
+from gemma_serve.openai_api.limits import ApiLimits
 
 # A secret, so not a setting: files get committed and shown.
 API_KEYS_VARIABLE = "GEMMA_SERVE_API_KEYS"
@@ -53,7 +54,8 @@ class AppSettings(BaseModel):
     served_model_name: NonEmptyStr | None = None
     """The ``model`` that clients send; by default the checkpoint's name, never a path."""
     revision: NonEmptyStr | None = None
-    """Branch, tag or commit of a Hub id. Pin it where the same answers matter next month."""
+    """Branch, tag or commit of a Hub id, and of nothing else. Pin it where the same answers matter
+    next month."""
     dtype: DType = "auto"
     """``auto`` is bfloat16, what Gemma 3 was trained in; ``float32`` doubles the memory."""
     device: Device = "auto"
@@ -62,8 +64,8 @@ class AppSettings(BaseModel):
     num_replicas: PositiveInt = 1
     """Copies of the model. Each takes its own requests: throughput grows, latency does not."""
     gpus_per_replica: NonNegativeInt | Literal["auto"] = "auto"
-    """GPUs that one copy's layers are spread over; 0 runs on the CPU. ``auto`` shares the GPUs that
-    the nodes show equally among the replicas."""
+    """GPUs that one copy's layers are spread over; a copy that fits the first one leaves the others
+    unused. 0 runs on the CPU. ``auto`` shares the nodes' GPUs equally among the replicas."""
     cpus_per_replica: PositiveFloat = 1.0
     """Cores that Ray reserves for one copy. It places replicas by this and limits nothing, so that
     1 fits a small machine beside the ingress."""
@@ -72,8 +74,8 @@ class AppSettings(BaseModel):
     replicas; Ray's own default, ``cpus_per_replica`` rounded down, would leave cores idle."""
 
     num_ingress_replicas: PositiveInt = 1
-    """HTTP front ends. One serves about 1,900 streamed messages a second; add one per 30 busy
-    chats."""
+    """HTTP front ends, each a process that uses one core at most. Add one when that core is busy
+    while the model is not."""
     cpus_per_ingress_replica: PositiveFloat = 0.25
     """Cores that Ray reserves for one front end: little, so that it always finds a place."""
     admission_timeout_s: PositiveFloat = 30.0
@@ -82,12 +84,13 @@ class AppSettings(BaseModel):
 
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     """Tokens of prompt and completion together; by default what the checkpoint was trained for
-    (32,768 or 131,072), as far as the memory for keys and values goes."""
+    (32,768 or 131,072). Where one such chat does not fit the memory for keys and values, start-up
+    says how much it needs."""
     max_num_seqs: PositiveInt = _ENGINE.max_num_seqs
     """Sequences computed together. More raise throughput and slow each one down, and each needs
     memory for its keys and values."""
     max_queued_requests: NonNegativeInt = _ENGINE.max_queued_requests
-    """Requests per replica that wait for one of those places; the next one gets a 429. 256 is eight
+    """Answers per replica that wait for one of those places; more get a 429. 256 is eight
     full batches: beyond, a caller had better try elsewhere."""
     prefill_chunk_size: PositiveInt = _ENGINE.prefill_chunk_size
     """Prompt tokens computed per step. Small keeps running answers smooth while a long prompt comes
@@ -136,11 +139,14 @@ class AppSettings(BaseModel):
 
     @field_validator("gpus_per_replica")
     @classmethod
-    def _need_a_gpu_for_cuda(
+    def _agree_with_device(
         cls, value: int | Literal["auto"], info: ValidationInfo
     ) -> int | Literal["auto"]:
-        if value == 0 and info.data.get("device") == "cuda":
+        device = info.data.get("device")
+        if device == "cuda" and value == 0:
             raise ValueError("must be at least 1, or auto, with device: cuda")
+        if device == "cpu" and value not in (0, "auto"):
+            raise ValueError("must be 0, or auto, with device: cpu")
         return value
 
     @model_validator(mode="wrap")

@@ -1,5 +1,7 @@
 """Reads a Serve configuration file and finds its mistakes before anything is started."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -12,13 +14,24 @@ from gemma_serve.errors import ConfigurationError
 IMPORT_PATH = "serve_app:build_app"
 
 
-def read_deploy_file(path: Path) -> ServeDeploySchema:
+@dataclass(frozen=True, slots=True)
+class DeployFile:
+    """What Serve is to do, checked."""
+
+    config: ServeDeploySchema
+    settings: Mapping[str, AppSettings]
+    """By application name. Applications that are not ours have none."""
+
+
+def read_deploy_file(path: Path) -> DeployFile:
     """The file's content; ``ConfigurationError`` names every key that Serve or we do not know."""
     config = _parse(path)
-    for application in config.applications:
-        if application.import_path == IMPORT_PATH:
-            AppSettings.model_validate(application.args)
-    return config
+    settings = {
+        application.name: AppSettings.model_validate(application.args)
+        for application in config.applications
+        if application.import_path == IMPORT_PATH
+    }
+    return DeployFile(config, settings)
 
 
 def _parse(path: Path) -> ServeDeploySchema:

@@ -1,6 +1,5 @@
 """The deployment that holds the model: one replica is one copy on its own GPUs."""
 
-import logging
 from collections.abc import AsyncIterator, Sequence
 
 from deployments.logs import configure_logging
@@ -12,8 +11,6 @@ from gemma_serve.generation import (
     GenerationStarted,
     ModelDescription,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class GemmaDeployment:
@@ -42,9 +39,9 @@ class GemmaDeployment:
             async for deltas in stream:
                 yield deltas
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Serve calls it every few seconds and replaces the replica when it raises."""
-        self._generator.check_health()
+        await self._generator.check_health()
 
     def __del__(self) -> None:
         # Serve calls it once the last request of a replica that stops is done. There is no

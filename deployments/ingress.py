@@ -5,6 +5,8 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.logs import configure_logging
 from deployments.ray_client import RayGenerationClient
@@ -25,4 +27,24 @@ class OpenAIIngress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Built in the replica, so that nothing of it has to be pickled.
-        return build_app(self._client, self._config)
+        app = build_app(self._client, self._config)
+        app.add_middleware(LeaveRequestIdToServe)
+        return app
+
+
+class LeaveRequestIdToServe:
+    """Takes the application's ``x-request-id`` off its answers, as clients would see two.
+
+    Serve's proxy gives every request one, if the client has not, and adds the same to the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, send_without_id)

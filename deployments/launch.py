@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ray
@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 from ray.serve.scripts import cli as serve_cli
 
-from config.settings import API_KEYS_VARIABLE, AppSettings, parse_api_keys
+from config.settings import API_KEYS_VARIABLE, parse_api_keys
 from deployments.deploy_file import read_deploy_file
 from deployments.logs import configure_logging
 from gemma_serve.errors import ConfigurationError
@@ -37,20 +37,20 @@ def main(argv: list[str]) -> int:
         logger.error("usage: python -m deployments.launch CONFIG.yaml")
         return 2
     try:
-        config = read_deploy_file(Path(argv[0]))
+        file = read_deploy_file(Path(argv[0]))
         api_keys = parse_api_keys(os.environ)
-        apis = [
-            AppSettings.model_validate(app.args).to_api_config(api_keys)
-            for app in config.applications
-        ]
+        models = {
+            application: settings.to_api_config(api_keys).model_name
+            for application, settings in file.settings.items()
+        }
     except ConfigurationError as error:
         logger.error("%s: %s", argv[0], error)
         return 2
-    if not api_keys and config.http_options.host not in ("127.0.0.1", "localhost", "::1"):
+    if not api_keys and file.config.http_options.host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("no API key is asked for: set %s to some", API_KEYS_VARIABLE)
     try:
-        _submit(argv[0], config)
-        return _watch(config, [api.model_name for api in apis])
+        _submit(argv[0], file.config)
+        return _watch(file.config, models)
     except KeyboardInterrupt:
         return 0
     except SystemExit:
@@ -82,8 +82,11 @@ def _submit(path: str, config: ServeDeploySchema) -> None:
     serve_cli.main(["run", "--non-blocking", path], standalone_mode=False)
 
 
-def _watch(config: ServeDeploySchema, models: list[str]) -> int:
-    """Return once an application cannot start; go on for ever when all could."""
+def _watch(config: ServeDeploySchema, models: Mapping[str, str]) -> int:
+    """Return once an application cannot start; go on for ever when all could.
+
+    ``models``: what each of our applications serves.
+    """
     while True:
         applications = serve.status().applications.values()
         failed = [app for app in applications if app.status == ApplicationStatus.DEPLOY_FAILED]
@@ -93,8 +96,10 @@ def _watch(config: ServeDeploySchema, models: list[str]) -> int:
         if applications and all(app.status == ApplicationStatus.RUNNING for app in applications):
             break
         time.sleep(POLL_INTERVAL_S)
-    for application, model in zip(config.applications, models, strict=True):
-        logger.info("ready: %s model=%s", _base_url(config, application.route_prefix), model)
+    for application in config.applications:
+        if application.name in models:
+            url = _base_url(config, application.route_prefix)
+            logger.info("ready: %s model=%s", url, models[application.name])
     while True:
         time.sleep(3600)
 

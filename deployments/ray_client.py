@@ -32,8 +32,8 @@ from gemma_serve.generation import (
 
 logger = logging.getLogger(__name__)
 
-# A loaded replica answers within milliseconds; a longer wait means that there is none yet.
-DESCRIBE_TIMEOUT_S = 1.0
+# A loaded replica answers within milliseconds; a longer wait means that there is none.
+HEALTH_TIMEOUT_S = 2.0
 
 
 class RayGenerationClient:
@@ -44,15 +44,19 @@ class RayGenerationClient:
 
     def __init__(self, gemma: DeploymentHandle[Any], *, admission_timeout_s: float) -> None:
         self._describe = gemma.options(method_name="describe")
+        self._check_health = gemma.options(method_name="check_health")
         self._generate = gemma.options(method_name="generate", stream=True)
         self._admission_timeout_s = admission_timeout_s
         self._description: ModelDescription | None = None
 
     async def describe(self) -> ModelDescription:
-        """Ask a replica once; ask again after one was lost, as it may have been the last."""
+        """Ask a replica once: its successors say the same, as new settings replace this client."""
         if self._description is None:
-            self._description = await self._ask_for_description()
+            self._description = await _ask(self._describe, self._admission_timeout_s)
         return self._description
+
+    async def check_health(self) -> None:
+        await _ask(self._check_health, HEALTH_TIMEOUT_S)
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         # stream=True makes it a generator, which its type does not tell.
@@ -62,26 +66,25 @@ class RayGenerationClient:
             async with asyncio.timeout(self._admission_timeout_s):
                 started: GenerationStarted = await items.first()
         except TimeoutError:
-            self._description = None
             raise UnavailableError(
                 f"No replica of the model took the request within {self._admission_timeout_s:g} s."
             ) from None
-        except UnavailableError:
-            self._description = None
-            raise
         return GenerationStream(started, items, items.aclose)
 
-    async def _ask_for_description(self) -> ModelDescription:
-        response = self._describe.remote()
-        try:
-            with _our_errors(admitted=False):
-                async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
-                    description: ModelDescription = await response
-                    return description
-        except TimeoutError:
-            # Unasked, the question would wait in Serve's queue, one more for each health check.
-            response.cancel()  # type: ignore[no-untyped-call]  # ray
+
+async def _ask(method: DeploymentHandle[Any], timeout_s: float) -> Any:
+    """What a replica answers. Raises ``UnavailableError`` if none does within ``timeout_s``."""
+    response = method.remote()
+    try:
+        with _our_errors(admitted=False):
+            async with asyncio.timeout(timeout_s):
+                return await response
+    except (TimeoutError, asyncio.CancelledError) as error:
+        # Unasked, the question would wait on in Serve's queue, one more for each health check.
+        response.cancel()  # type: ignore[no-untyped-call]  # ray
+        if isinstance(error, TimeoutError):
             raise UnavailableError("The model is still loading.") from None
+        raise
 
 
 class _ReplicaItems:

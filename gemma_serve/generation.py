@@ -182,7 +182,13 @@ class GenerationClient(Protocol):
     """Whoever answers requests: the engine in this process, a Ray handle, or a test's fake."""
 
     async def describe(self) -> ModelDescription:
-        """The model's limits and defaults. Raises ``UnavailableError`` until it is loaded."""
+        """The model's limits and defaults, which do not change. May wait until it is loaded.
+
+        Raises ``UnavailableError``.
+        """
+
+    async def check_health(self) -> None:
+        """Raises ``UnavailableError`` unless the model can answer now. Waits for no loading."""
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         """Admit ``request``; the first token is not awaited.

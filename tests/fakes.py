@@ -56,6 +56,7 @@ class FakeGenerationClient:
         description: ModelDescription = TEXT_MODEL,
         started: GenerationStarted = STARTED,
         describe_error: Exception | None = None,
+        health_error: Exception | None = None,
         generate_error: Exception | None = None,
         admission: asyncio.Event | None = None,
     ) -> None:
@@ -70,6 +71,7 @@ class FakeGenerationClient:
         self._description = description
         self._started = started
         self._describe_error = describe_error
+        self._health_error = health_error
         self._generate_error = generate_error
         self._admission = admission
 
@@ -77,6 +79,10 @@ class FakeGenerationClient:
         if self._describe_error is not None:
             raise self._describe_error
         return self._description
+
+    async def check_health(self) -> None:
+        if self._health_error is not None:
+            raise self._health_error
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         self.requests.append(request)

@@ -1,5 +1,6 @@
 """Checkpoints that were converted on this machine: built once, whole or not at all."""
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 CHECKSUMS_FILE: Final = "SHA256SUMS"
 """Written last; ``sha256sum -c`` reads it too."""
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_folder() -> Path:
@@ -35,9 +37,9 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
     """
     root = cache_folder()
     folder = root / name
-    if _is_intact(folder):
-        return folder
     try:
+        if _is_intact(folder):
+            return folder
         root.mkdir(parents=True, exist_ok=True)
         with _exclusive_lock(root / f"{name}.lock", name):
             if not _is_intact(folder):
@@ -93,11 +95,21 @@ def _replace(folder: Path, build: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
         built = Path(temporary) / "checkpoint"
         built.mkdir()
-        build(built)
+        _fill(built, build, folder.name)
         _write_checksums(built)
         if folder.exists():
             folder.rename(Path(temporary) / "damaged")
         built.rename(folder)
+
+
+def _fill(folder: Path, build: Callable[[Path], None], name: str) -> None:
+    try:
+        build(folder)
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise
+        # It may as well be what it is built from that cannot be read.
+        raise CheckpointError(f"cannot build {name}: {error}") from error
 
 
 def _write_checksums(folder: Path) -> None:

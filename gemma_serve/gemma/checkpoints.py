@@ -77,7 +77,22 @@ def resolve(config: ModelConfig, *, download: Download = snapshot_download) -> C
 
     ``download``: another ``snapshot_download``, for tests. Raises ``CheckpointError``.
     """
-    model = config.model
+    checkpoint = _local_checkpoint(config.model)
+    if checkpoint is None:
+        folder = fetch(_require_hub_id(config.model), config.revision, download)
+        checkpoint = FolderCheckpoint(folder)
+    elif config.revision is not None:
+        raise ConfigurationError(
+            f"revision: {config.revision!r} is for a Hub id only, and model {config.model} is not "
+            "fetched from there: leave it out"
+        )
+    if isinstance(checkpoint, FolderCheckpoint):
+        _check_folder(checkpoint.folder, config.model)
+    return checkpoint
+
+
+def _local_checkpoint(model: str) -> Checkpoint | None:
+    """What needs no Hub, or ``None``."""
     if model in _DEMO_NAMES:
         return DemoCheckpoint(vision=model == "demo-vision")
     if model.startswith(_DUMMY_PREFIX):
@@ -87,10 +102,7 @@ def resolve(config: ModelConfig, *, download: Download = snapshot_download) -> C
         if not path.is_file():
             raise CheckpointError(f"model: there is no file {model}")
         return GGUFCheckpoint(path)
-    if not path.exists():
-        path = fetch(_require_hub_id(model), config.revision, download)
-    _check_folder(path, model)
-    return FolderCheckpoint(path)
+    return FolderCheckpoint(path) if path.exists() else None
 
 
 def _dummy_size(model: str) -> DummySize:
@@ -119,7 +131,7 @@ def _require_hub_id(model: str) -> str:
 
 
 def _check_folder(folder: Path, model: str) -> None:
-    config = _read_json(folder / "config.json", model)
+    config = read_json(folder / "config.json", model)
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
@@ -138,7 +150,7 @@ def _check_folder(folder: Path, model: str) -> None:
 def _check_weights(folder: Path, model: str) -> None:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = set(_read_json(index, model)["weight_map"].values())
+        shards = set(read_json(index, model)["weight_map"].values())
         missing = sorted(shard for shard in shards if not (folder / shard).exists())
         if missing:
             raise CheckpointError(
@@ -151,7 +163,8 @@ def _check_weights(folder: Path, model: str) -> None:
         )
 
 
-def _read_json(path: Path, model: str) -> dict[str, Any]:
+def read_json(path: Path, model: str) -> dict[str, Any]:
+    """One of the checkpoint's files. Raises ``CheckpointError`` that names it and ``model``."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:

@@ -65,8 +65,8 @@ class GemmaGenerator:
         prompt = await asyncio.to_thread(self._prompt_builder.build, request.messages)
         return self._engine.submit(request.request_id, prompt, request.sampling, request.n)
 
-    def check_health(self) -> None:
-        """Raises ``UnavailableError`` when the engine cannot be expected to answer."""
+    async def check_health(self) -> None:
+        """As ``GenerationClient.check_health``."""
         self._engine.check_health()
 
     def close(self) -> None:

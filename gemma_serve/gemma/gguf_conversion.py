@@ -64,7 +64,11 @@ _SPACE: Final = "▁"  # SentencePiece's
 
 def gguf_checkpoint(path: Path) -> Path:
     """The folder of the model in ``path``, converted now if a file of that content never was."""
-    name = f"{path.stem}-{sha256_of(path)[:16]}-v{_FORMAT_VERSION}"
+    try:
+        digest = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"model: {path} cannot be read: {error.strerror}") from error
+    name = f"{path.stem}-{digest[:16]}-v{_FORMAT_VERSION}"
     return build_once(name, lambda folder: convert_gguf(path, folder))
 
 

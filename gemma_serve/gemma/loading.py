@@ -1,6 +1,5 @@
 """Loads the configured model and everything that its checkpoint says about its use."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from gemma_serve.gemma.checkpoints import (
     DummySize,
     FolderCheckpoint,
     GGUFCheckpoint,
+    read_json,
     resolve,
     served_name,
 )
@@ -95,15 +95,16 @@ def _folder(checkpoint: DemoCheckpoint | GGUFCheckpoint | FolderCheckpoint) -> P
 def _load_dummy(size: DummySize, name: str, placement: Placement) -> LoadedGemma:
     model_config = dummy_config(size)
     image_token_id = getattr(model_config, "image_token_id", None)
-    model = random_weights(model_config, placement)
+    model = random_weights(model_config, placement, name)
     tokenizer = synthetic_tokenizer(image_token_id=image_token_id)
     return _describe(name, model, tokenizer, dummy_generation_config(), preprocessor={})
 
 
 def _load_folder(folder: Path, name: str, placement: Placement) -> LoadedGemma:
     tokenizer = _load_tokenizer(folder, name)
-    model = load_weights(folder, placement)
-    preprocessor = _read_optional_json(folder / "preprocessor_config.json")
+    model = load_weights(folder, placement, name)
+    path = folder / "preprocessor_config.json"  # text-only checkpoints have none
+    preprocessor = read_json(path, name) if path.exists() else {}
     return _describe(name, model, tokenizer, model.generation_config, preprocessor)
 
 
@@ -149,12 +150,15 @@ def _describe(
 def default_sampling(generation: GenerationConfig) -> SamplingParams:
     """The checkpoint's sampling; OpenAI's defaults for what it leaves open."""
     neutral = SamplingParams()
+    penalty = neutral.repetition_penalty if (r := generation.repetition_penalty) is None else r
     if generation.do_sample is False:
-        return SamplingParams(temperature=0.0)
+        return SamplingParams(temperature=0.0, repetition_penalty=penalty)
     return SamplingParams(
+        repetition_penalty=penalty,
         temperature=neutral.temperature if (t := generation.temperature) is None else t,
         top_p=neutral.top_p if (p := generation.top_p) is None else p,
         top_k=generation.top_k or None,  # transformers turns it off with 0
+        min_p=neutral.min_p if (m := generation.min_p) is None else m,
     )
 
 
@@ -190,13 +194,6 @@ def _vision_input(model_config: Any, preprocessor: dict[str, Any]) -> VisionInpu
             or default.min_ratio_to_activate,
         ),
     )
-
-
-def _read_optional_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
 
 
 def _log_loaded(loaded: LoadedGemma, elapsed_s: float) -> None:

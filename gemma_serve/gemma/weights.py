@@ -1,17 +1,18 @@
 """Puts a model's weights on its devices."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import get_balanced_memory
 from transformers import AutoConfig
-from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
-from gemma_serve.errors import CheckpointError
+from gemma_serve.errors import CheckpointError, ConfigurationError
 from gemma_serve.gemma.dummy import (
     AnyGemma3Config,
     Gemma3Model,
@@ -24,18 +25,31 @@ from gemma_serve.gemma.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+_GIB: Final = 1024**3
+_MAX_SHARE_OF_ONE_GPU: Final = 0.6
+"""Weights that take no more of a GPU's free memory leave room for the keys and values of many
+chats. On one GPU they are faster: where several share the layers, each waits for the others."""
+_WHOLE: Final = ["Gemma3DecoderLayer", "SiglipEncoderLayer", "SiglipVisionEmbeddings"]
+"""Modules whose parts need each other on one device."""
 _WEIGHTS_BAR: Final = "Loading weights"  # transformers' name for it
 
 
-def load_weights(folder: Path, placement: Placement) -> Gemma3Model:
-    """The model in ``folder``. Raises ``CheckpointError`` if any weight is missing or misshapen."""
+def load_weights(folder: Path, placement: Placement, name: str) -> Gemma3Model:
+    """The model in ``folder``, which messages call ``name``.
+
+    Raises ``CheckpointError`` if any weight is missing or misshapen, ``ConfigurationError`` if the
+    GPUs cannot hold them.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    device_map = _device_map(config, placement, name)
     files = sorted(folder.glob("*.safetensors"))
     gigabytes = sum(file.stat().st_size for file in files) / 1e9
     with _progress_in_log(f"loading {gigabytes:.2f} GB of weights"):
-        model, report = model_class(AutoConfig.from_pretrained(folder)).from_pretrained(
+        model, report = model_class(config).from_pretrained(
             folder,
             dtype=placement.dtype,
-            device_map=_device_map(placement),
+            # Straight to the GPU, without a copy of the whole model in the machine's memory.
+            device_map=device_map if placement.devices[0].type == "cuda" else None,
             output_loading_info=True,
         )
     if wrong := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
@@ -43,41 +57,59 @@ def load_weights(folder: Path, placement: Placement) -> Gemma3Model:
             f"the checkpoint lacks {len(wrong)} weights of the model, or has them in another "
             f"shape, such as {wrong[0]}: copy or download it again"
         )
-    if len(placement.devices) == 1:
-        model.to(placement.devices[0])
     _require_tied_embedding_on_one_device(model)
     loaded: Gemma3Model = model.eval().requires_grad_(False)
     return loaded
 
 
-def random_weights(config: AnyGemma3Config, placement: Placement) -> Gemma3Model:
-    """A model with random weights, made where they stay."""
-    if len(placement.devices) == 1:
-        model = empty_model(config, dtype=placement.dtype, device=placement.devices[0])
-    else:
-        model = _spread(empty_model(config, dtype=placement.dtype, device=torch.device("cpu")))
+def random_weights(config: AnyGemma3Config, placement: Placement, name: str) -> Gemma3Model:
+    """A model with random weights, made where they stay unless several GPUs share them.
+
+    Raises ``ConfigurationError`` if these cannot hold them.
+    """
+    match _device_map(config, placement, name):
+        case {"": device}:
+            model = empty_model(config, dtype=placement.dtype, device=device)
+        case device_map:
+            model = empty_model(config, dtype=placement.dtype, device=torch.device("cpu"))
+            model = dispatch_model(model, device_map)
     randomize_weights(model)
     return model
 
 
-def _device_map(placement: Placement) -> str | dict[str, torch.device] | None:
-    if len(placement.devices) > 1:
-        return "auto"  # accelerate balances the layers over all visible GPUs
-    device = placement.devices[0]
-    # Straight to the GPU, without a copy of the whole model in the machine's memory.
-    return {"": device} if device.type == "cuda" and is_accelerate_available() else None
+def _device_map(
+    config: AnyGemma3Config, placement: Placement, name: str
+) -> dict[str, torch.device]:
+    if len(placement.devices) == 1:
+        return {"": placement.devices[0]}
+    shapes = empty_model(config, dtype=placement.dtype, device=torch.device("meta"))
+    free_bytes = [torch.cuda.mem_get_info(device)[0] for device in placement.devices]
+    return share_layers(shapes, free_bytes, name)
 
 
-def _spread(model: Gemma3Model) -> Gemma3Model:
-    """Divide the layers over all visible GPUs as ``device_map="auto"`` does for a checkpoint."""
-    from accelerate import dispatch_model, infer_auto_device_map  # only several GPUs need it
-    from accelerate.utils import get_balanced_memory
+def share_layers(
+    model: Gemma3Model, free_bytes: Sequence[int], name: str
+) -> dict[str, torch.device]:
+    """On which GPU each part of ``model`` goes: all on the first if it is large enough.
 
-    whole = ["Gemma3DecoderLayer", "SiglipEncoderLayer", "SiglipVisionEmbeddings"]
-    max_memory = get_balanced_memory(model, no_split_module_classes=whole)
-    device_map = infer_auto_device_map(model, max_memory, no_split_module_classes=whole)
-    spread: Gemma3Model = dispatch_model(model, device_map)
-    return spread
+    ``free_bytes``: of each GPU. ``model`` may be on the meta device. Raises ``ConfigurationError``
+    if a part finds no place.
+    """
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    if num_bytes <= _MAX_SHARE_OF_ONE_GPU * free_bytes[0]:
+        logger.info("%s fits one GPU: the other %d stay unused", name, len(free_bytes) - 1)
+        return {"": torch.device("cuda", 0)}
+    # accelerate balances the layers, the last GPU's limit aside.
+    max_memory = get_balanced_memory(model, dict(enumerate(free_bytes)), _WHOLE)
+    device_map = infer_auto_device_map(model, max_memory, no_split_module_classes=_WHOLE)
+    if {"cpu", "disk"}.intersection(device_map.values()):
+        free = ", ".join(f"{free / _GIB:.1f}" for free in free_bytes)
+        raise ConfigurationError(
+            f"model: {name} has {num_bytes / _GIB:.1f} GiB of weights, which do not fit the GPUs, "
+            f"with {free} GiB free: give each replica more or larger GPUs (gpus_per_replica), free "
+            "their memory, or choose a smaller model"
+        )
+    return {part: torch.device("cuda", gpu) for part, gpu in device_map.items()}
 
 
 def _require_tied_embedding_on_one_device(model: Gemma3Model) -> None:

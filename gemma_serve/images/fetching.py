@@ -11,7 +11,7 @@ import httpx
 from gemma_serve import __version__
 from gemma_serve.errors import InvalidRequestError
 from gemma_serve.images.addresses import IPAddress, Resolve, is_public, resolve_host
-from gemma_serve.openai_api.limits import ImageLimits
+from gemma_serve.images.limits import ImageLimits
 
 logger = logging.getLogger(__name__)
 

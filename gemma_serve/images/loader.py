@@ -11,9 +11,9 @@ from gemma_serve.generation import VisionInput
 from gemma_serve.images.data_urls import decode_data_url
 from gemma_serve.images.decoding import decode_image
 from gemma_serve.images.fetching import ImageFetcher
+from gemma_serve.images.limits import ImageLimits
 from gemma_serve.images.views import Detail, render_views
 from gemma_serve.messages import ImagePart
-from gemma_serve.openai_api.limits import ImageLimits
 
 # Each takes up to 16 bytes per pixel: 800 MB for a transparent image of the default `max_pixels`.
 _MAX_CONCURRENT_DECODES: Final = 2

@@ -132,7 +132,7 @@ def _add_status_routes(app: FastAPI, client: GenerationClient) -> None:
     @app.head("/health", include_in_schema=False)
     @app.get("/health", responses=_ERRORS)
     async def check_health() -> Status:
-        await client.describe()
+        await client.check_health()
         return Status()
 
     @app.head("/", include_in_schema=False)

@@ -31,29 +31,26 @@ class ChatCompletions:
     image_loader: ImageLoader
 
     async def create(self, body: ChatCompletionRequest, *, request_id: str) -> Response:
-        """Admit the request and answer it; ``request_id`` is what logs call it.
+        """Admit the request and answer it; ``request_id`` is what logs call it, here and there.
 
         Raises whatever keeps the request from being admitted, so that it becomes a real status.
         """
         if body.model_extra:
             logger.debug("ignored request_id=%s fields=%a", request_id, sorted(body.model_extra))
         check_model(body.model, self.config)
-        # The engine tells requests apart by this id, so a client has no say in it.
-        completion_id = f"chatcmpl-{uuid.uuid4().hex}"
         request = await build_generation_request(
             body,
-            request_id=completion_id,
+            request_id=request_id,
             description=await self.client.describe(),
             image_loader=self.image_loader,
             image_limits=self.config.limits.images,
         )
-        logger.debug("asking request_id=%s completion_id=%s", request_id, completion_id)
         stream = await self.client.generate(request)
         answer = _Answer(
             request_id,
             stream,
             ChatCompletionBuilder(
-                completion_id=completion_id,
+                completion_id=f"chatcmpl-{uuid.uuid4().hex}",
                 created=int(time.time()),
                 model=self.config.model_name,
                 n=request.n,

@@ -12,6 +12,7 @@ from gemma_serve.generation import (
     SamplingParams,
     VisionInput,
 )
+from gemma_serve.images.limits import ImageLimits
 from gemma_serve.images.loader import ImageLoader
 from gemma_serve.messages import ChatMessage, ContentPart, ImagePart, Role, TextPart, ToolCall
 from gemma_serve.openai_api.chat_messages import (
@@ -25,7 +26,6 @@ from gemma_serve.openai_api.chat_messages import (
     ToolMessage,
 )
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
-from gemma_serve.openai_api.limits import ImageLimits
 
 T = TypeVar("T")
 
@@ -79,6 +79,31 @@ def _check_combinations(body: ChatCompletionRequest) -> None:
             "tool_choice is only allowed when tools are given",
             param="tool_choice",
             code="invalid_value",
+        )
+    _check_turn_to_generate(body)
+
+
+def _check_turn_to_generate(body: ChatCompletionRequest) -> None:
+    """Refuse what this server does not do: it always continues a last message of the assistant,
+    and always answers any other."""
+    ends_with_answer = isinstance(body.messages[-1], AssistantMessage)
+    if body.continue_final_message and not ends_with_answer:
+        raise InvalidRequestError(
+            "continue_final_message is only allowed when the last message is the assistant's",
+            param="continue_final_message",
+            code="invalid_value",
+        )
+    if body.continue_final_message is False and ends_with_answer:
+        raise InvalidRequestError(
+            "This server always continues a last message of the assistant",
+            param="continue_final_message",
+            code="unsupported_value",
+        )
+    if body.add_generation_prompt is False and not ends_with_answer:
+        raise InvalidRequestError(
+            "This server always answers a last message that is not the assistant's",
+            param="add_generation_prompt",
+            code="unsupported_value",
         )
 
 

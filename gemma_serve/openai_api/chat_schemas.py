@@ -13,12 +13,20 @@ from gemma_serve.openai_api.field_types import Bool, Int, Number, StopStrings, T
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
 INT64_MAX: Final = 2**63 - 1
+MAX_MESSAGES: Final = 50_000
+"""Read in half a second, and twice as many turns as a context of 128K tokens can hold."""
+MAX_TOKEN_IDS: Final = 1024
+"""Each costs the engine time for every sequence."""
 
 MaxTokens = Annotated[Int, Field(ge=1, le=INT64_MAX)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 # float32 logits stay finite within these bounds, whatever their own size.
 RepetitionPenalty = Annotated[Number, Field(ge=0.01, le=100)]
 TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+LogitBias = Annotated[
+    dict[TokenIdKey, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=MAX_TOKEN_IDS)
+]
+StopTokenIds = Annotated[list[Annotated[Int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS)]
 
 
 class StreamOptions(BaseModel):
@@ -53,7 +61,9 @@ class ChatCompletionRequest(UnsupportedFields):
 
     model: Text = Field(description="The served model's name, exactly.")
     messages: list[Message] = Field(
-        min_length=1, description="The chat so far, in any order of roles."
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        description="The chat so far, in any order of roles.",
     )
     max_completion_tokens: MaxTokens | None = Field(
         default=None, description="Tokens per choice. Wins over `max_tokens`."
@@ -86,7 +96,7 @@ class ChatCompletionRequest(UnsupportedFields):
     frequency_penalty: Penalty | None = Field(
         default=None, description="Make tokens of the answer less likely, per occurrence."
     )
-    logit_bias: dict[TokenIdKey, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(
+    logit_bias: LogitBias | None = Field(
         default=None,
         description="Token id (a string) to what is added to its logit, -100 to 100; -100 bans.",
     )
@@ -94,9 +104,10 @@ class ChatCompletionRequest(UnsupportedFields):
         default=None, description="The same request with the same seed gives the same answer."
     )
     stop: StopStrings | None = Field(
-        default=None, description="Texts that end a choice and are not part of it."
+        default=None,
+        description="Texts of up to 1,024 characters that end a choice and are not part of it.",
     )
-    stop_token_ids: list[Annotated[Int, Field(ge=0)]] | None = Field(
+    stop_token_ids: StopTokenIds | None = Field(
         default=None, description="Token ids that end a choice."
     )
     ignore_eos: Bool | None = Field(
@@ -115,4 +126,11 @@ class ChatCompletionRequest(UnsupportedFields):
     )
     parallel_tool_calls: Bool | None = Field(
         default=None, description="Without effect, as no tools are called."
+    )
+    continue_final_message: Bool | None = Field(
+        default=None,
+        description="`true` only if the last message is the assistant's, `false` only if not.",
+    )
+    add_generation_prompt: Bool | None = Field(
+        default=None, description="`false` only if the last message is the assistant's."
     )

@@ -31,8 +31,8 @@ def _string_as_list(value: object) -> object:
 
 
 StopStrings = Annotated[
-    list[Annotated[Text, Field(min_length=1)]],
+    list[Annotated[Text, Field(min_length=1, max_length=1024)]],
     Field(max_length=16),
     BeforeValidator(_string_as_list, json_schema_input_type=str | list[str]),
 ]
-"""A list, for which a single string may stand."""
+"""A list, for which a single string may stand. Each is searched for after every token."""

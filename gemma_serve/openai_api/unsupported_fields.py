@@ -64,6 +64,5 @@ class UnsupportedFields(BaseModel):
     no_stop_trim: Literal[False] | None = None
     use_beam_search: Literal[False] | None = None
     echo: Literal[False] | None = None
-    continue_final_message: Literal[False] | None = None
     chat_template: UnsupportedIfSet = None
     documents: UnsupportedIfSet = None

@@ -1,33 +1,31 @@
 from pathlib import Path
 
 import pytest
-from ray.serve.schema import ServeDeploySchema
 
 from config.settings import AppSettings
-from deployments.deploy_file import IMPORT_PATH, read_deploy_file
+from deployments.deploy_file import DeployFile, read_deploy_file
 from gemma_serve.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [ROOT / "serve_config.yaml", *sorted((ROOT / "config").glob("*.yaml"))]
 
 
-def settings_of(config: ServeDeploySchema) -> AppSettings:
-    (application,) = config.applications
-    assert application.import_path == IMPORT_PATH
-    return AppSettings.model_validate(application.args)
+def settings_of(file: DeployFile) -> AppSettings:
+    (application,) = file.config.applications
+    return file.settings[application.name]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_file_is_valid_and_open_to_this_machine_only(path: Path) -> None:
-    config = read_deploy_file(path)
-    settings_of(config)
-    assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8000)
+    file = read_deploy_file(path)
+    settings_of(file)
+    assert (file.config.http_options.host, file.config.http_options.port) == ("127.0.0.1", 8000)
 
 
 def test_container_listens_to_what_docker_publishes() -> None:
-    config = read_deploy_file(ROOT / "deploy/container.yaml")
-    settings_of(config)
-    assert (config.http_options.host, config.http_options.port) == ("0.0.0.0", 8000)
+    file = read_deploy_file(ROOT / "deploy/container.yaml")
+    settings_of(file)
+    assert (file.config.http_options.host, file.config.http_options.port) == ("0.0.0.0", 8000)
 
 
 @pytest.mark.parametrize("name", ["serve_config", "config/demo-vision", "config/270m-cpu"])
@@ -58,6 +56,16 @@ def test_mistake_under_args_is_found_before_ray_starts(tmp_path: Path) -> None:
     path.write_text("applications: [{import_path: 'serve_app:build_app', args: {modle: demo}}]")
     with pytest.raises(ConfigurationError, match=r"modle: .* did you mean model\?"):
         read_deploy_file(path)
+
+
+def test_application_of_somebody_else_beside_ours_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(
+        "applications:\n"
+        "  - {name: other, route_prefix: /other, import_path: 'their:app', args: {knob: 1}}\n"
+        "  - {name: ours, import_path: 'serve_app:build_app', args: {model: 'dummy:1b'}}\n"
+    )
+    assert read_deploy_file(path).settings == {"ours": AppSettings(model="dummy:1b")}
 
 
 @pytest.mark.parametrize(

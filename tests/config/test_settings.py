@@ -57,6 +57,14 @@ def test_cuda_without_a_gpu_is_refused() -> None:
     ]
 
 
+@pytest.mark.parametrize("gpus", [0, "auto"])
+def test_cpu_goes_with_no_gpus_only(gpus: object) -> None:
+    AppSettings.model_validate({"device": "cpu", "gpus_per_replica": gpus})
+    assert mistakes_of({"device": "cpu", "gpus_per_replica": 2}) == [
+        "gpus_per_replica: must be 0, or auto, with device: cpu, got 2"
+    ]
+
+
 def test_api_keys_do_not_belong_in_a_file() -> None:
     assert mistakes_of({"api_keys": ["secret"]}) == [
         "api_keys: there is no such setting; keys come from the environment, GEMMA_SERVE_API_KEYS"

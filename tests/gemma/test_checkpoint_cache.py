@@ -1,5 +1,7 @@
+import errno
 import logging
 import multiprocessing
+import os
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -83,6 +85,22 @@ def test_folder_that_cannot_be_written_is_named(
     monkeypatch.setenv("GEMMA_SERVE_CACHE", str(blocked / "cache"))
     with pytest.raises(CheckpointError, match="set GEMMA_SERVE_CACHE to a folder"):
         build_once("x", Builder())
+
+
+def build_error(number: int) -> str:
+    """What becomes of a build that fails with the system's error ``number``."""
+
+    def fail(_: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(CheckpointError) as caught:
+        build_once("x", fail)
+    return str(caught.value)
+
+
+def test_only_a_full_disk_asks_for_room() -> None:
+    assert "No space left on device. Make room there" in build_error(errno.ENOSPC)
+    assert build_error(errno.EACCES) == "cannot build x: [Errno 13] Permission denied"
 
 
 def hold_lock_until(release: Event, building: Event) -> None:

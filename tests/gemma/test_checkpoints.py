@@ -92,6 +92,16 @@ def test_hub_id_is_downloaded_at_its_revision(tmp_path: Path) -> None:
     assert asked == [("google/gemma-3-1b-it", "v1", patterns)]
 
 
+@pytest.mark.parametrize("model", ["demo", "dummy:1b", "{tmp_path}", "{tmp_path}/x.gguf"])
+def test_revision_of_anything_but_a_hub_id_is_refused(tmp_path: Path, model: str) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "x.gguf").touch()
+    model = model.format(tmp_path=tmp_path)
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(ModelConfig(model=model, revision="v1"))
+    assert str(caught.value).startswith(f"revision: 'v1' is for a Hub id only, and model {model} ")
+
+
 def test_misspelt_short_name_gets_a_suggestion() -> None:
     assert "did you mean 'demo-vision'?" in error_of("demo-visio")
     assert "did you mean 'demo'?" in error_of("Demo")

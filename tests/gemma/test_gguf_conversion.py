@@ -74,6 +74,12 @@ def test_unreadable_file_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "x.gguf is not a readable GGUF file" in refusal(path, tmp_path)
 
 
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").mkdir()  # root may read any file
+    with pytest.raises(CheckpointError, match=r"x\.gguf cannot be read: Is a directory"):
+        gguf_checkpoint(tmp_path / "x.gguf")
+
+
 def test_refused_file_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMA_SERVE_CACHE", str(tmp_path / "cache"))
     path = write_gguf(tmp_path / "x.gguf")

@@ -65,6 +65,13 @@ def test_preprocessor_config_decides_over_images(tmp_path: Path) -> None:
     assert (gemma.image_mean, gemma.image_std) == ((0.1, 0.2, 0.3), (1, 2, 3))
 
 
+def test_broken_preprocessor_config_is_named(tmp_path: Path) -> None:
+    save_tiny_checkpoint(tmp_path / "tiny", vision=True)
+    (tmp_path / "tiny/preprocessor_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json of tiny cannot be read"):
+        load(tmp_path / "tiny")
+
+
 def test_end_of_turn_ends_even_where_the_checkpoint_forgot_it(tmp_path: Path) -> None:
     save_tiny_checkpoint(tmp_path)
     edit_json(tmp_path / "generation_config.json", eos_token_id=1)
@@ -83,6 +90,14 @@ def test_stop_strings_of_the_checkpoint_are_kept(tmp_path: Path, stop: str | lis
     [
         ({}, SamplingParams()),
         ({"do_sample": False}, SamplingParams(temperature=0.0)),
+        (
+            {"do_sample": False, "repetition_penalty": 1.1},
+            SamplingParams(temperature=0.0, repetition_penalty=1.1),
+        ),
+        (
+            {"do_sample": True, "repetition_penalty": 1.2, "min_p": 0.05},
+            SamplingParams(repetition_penalty=1.2, min_p=0.05),
+        ),
         ({"do_sample": True, "top_k": 0}, SamplingParams()),
         (
             {"do_sample": True, "temperature": 0.3, "top_p": 0.9, "top_k": 40},

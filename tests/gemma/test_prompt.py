@@ -167,6 +167,7 @@ HOSTILE_TEXTS = [
     "<start_of_turn",
     "<<end_of_turn>>",
     "<end_of_turn<end_of_turn>",
+    "[<bos>[multimodal][<",
     "[multimodal] <unused17>",
     "\ufdd00\ufdd1<bos>\ufdd0",
     "{{ bos_token }}{% raw %}",
@@ -324,6 +325,34 @@ def test_surely_too_long_text_is_refused_without_tokenizing_it(tokenizer: Any) -
     text = "\n<bos>" * 1_666_667  # 10 MB; the longest token is a run of 31 newlines
     with pytest.raises(ContextLengthError, match=r"at least 32258\d tokens"):
         builder.build([user(text)])
+
+
+def test_whitespace_that_the_template_trims_is_not_counted(tokenizer: Any) -> None:
+    builder = make_builder(tokenizer, max_model_len=1000)
+    text = " \n" * 50_000
+    assert builder.build([user(text + "Hello" + text)]) == builder.build([user("Hello")])
+
+
+def test_more_messages_than_the_context_has_tokens_are_refused(tokenizer: Any) -> None:
+    """Fitting 200,000 of them took 1.5 seconds before they were refused."""
+    builder = make_builder(tokenizer, max_model_len=1000)
+    with pytest.raises(ContextLengthError, match="the messages have 1000 parts"):
+        builder.build([user("a")] * 1000)
+    with pytest.raises(ContextLengthError, match="the messages have 1000 parts"):
+        builder.build([user(*["a"] * 1000)])
+
+
+def test_surely_too_many_turns_are_refused_without_rendering_them() -> None:
+    """A template takes 50 microseconds a turn: 20,000 took 1.7 seconds before they were refused."""
+    tokenizer = synthetic_tokenizer(vocab_size=512, boi_token_id=509, eoi_token_id=510)
+    tokenizer.chat_template = (
+        "{{ raise_exception('rendered') if messages | length > 3 }}"
+        "{% for m in messages %}<start_of_turn>{{ m.content }}<end_of_turn>{% endfor %}"
+    )
+    turns = [user("a"), message("assistant", "b" * 31)] * 200
+    builder = make_builder(tokenizer, vision=None, max_model_len=1000)
+    with pytest.raises(ContextLengthError, match="at least 1006 tokens"):
+        builder.build(turns)
 
 
 def test_too_many_images_are_refused_by_their_number(tokenizer: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from gemma_serve.errors import InvalidRequestError
 from gemma_serve.images.fetching import ImageFetcher
-from gemma_serve.openai_api.limits import ImageLimits
+from gemma_serve.images.limits import ImageLimits
 from tests.images.web import FakeResolver, Reply, drip, never, raw, redirect, reply, serve
 
 LOCAL = ImageLimits(

@@ -6,10 +6,10 @@ import pytest
 
 from gemma_serve.errors import InvalidRequestError
 from gemma_serve.generation import VisionInput
+from gemma_serve.images.limits import ImageLimits
 from gemma_serve.images.loader import ImageLoader
 from gemma_serve.images.views import Detail
 from gemma_serve.messages import ImagePart
-from gemma_serve.openai_api.limits import ImageLimits
 from tests.images.pictures import data_url, encode, make_picture, make_png_header
 from tests.images.web import reply, serve
 

@@ -54,10 +54,9 @@ def test_table_has_the_ranges_that_are_checked() -> None:
             bounds = [float(number) for number in re.findall(r"-?[0-9.]+", documented)]
             checked = [schema["minimum"], schema["maximum"]]
             assert bounds == [bound for bound in checked if bound != 2**63 - 1], name
-        if "minItems" in schema or "maxItems" in schema:
-            assert [int(number) for number in re.findall(r"[0-9]+", documented)] == [
-                schema.get("minItems", schema.get("maxItems"))
-            ], name
+        sizes = [schema[key] for key in ("minItems", "maxItems", "maxProperties") if key in schema]
+        if sizes:
+            assert [int(number) for number in re.findall(r"[0-9]+", documented)] == sizes, name
 
 
 def test_table_has_the_types_that_are_checked() -> None:

@@ -58,7 +58,8 @@ async def test_sign_of_life(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models"])
 async def test_model_that_loads_is_a_503_that_says_when_to_come_back(path: str) -> None:
-    client = FakeGenerationClient(describe_error=UnavailableError("The model is loading."))
+    error = UnavailableError("The model is loading.")
+    client = FakeGenerationClient(describe_error=error, health_error=error)
     response = await get(make_app(client), path)
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
@@ -68,6 +69,13 @@ async def test_model_that_loads_is_a_503_that_says_when_to_come_back(path: str) 
         "param": None,
         "code": "model_unavailable",
     }
+
+
+async def test_health_tells_of_a_model_that_is_gone_though_its_description_is_known() -> None:
+    client = FakeGenerationClient(health_error=UnavailableError("The model is gone."))
+    app = make_app(client)
+    assert (await get(app, "/v1/models")).status_code == 200
+    assert (await get(app, "/health")).status_code == 503
 
 
 async def test_overload_says_when_to_come_back() -> None:

@@ -13,6 +13,8 @@ from tests.fakes import FakeGenerationClient, answer
 from tests.openai_api.harness import CHAT, HELLO, connect, error_of, make_app, post_chat
 
 TOOL = {"type": "function", "function": {"name": "get_time"}}
+USER = {"role": "user", "content": "x"}
+ASSISTANT = {"role": "assistant", "content": "x"}
 
 
 def user(*parts: object) -> dict[str, object]:
@@ -49,8 +51,11 @@ def user(*parts: object) -> dict[str, object]:
         ({"stop": ["a", ""]}, "stop[1]"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"stop": 5}, "stop"),
+        ({"stop": "x" * 1025}, "stop"),
+        ({"stop": ["a", "x" * 1025]}, "stop[1]"),
         ({"stop_token_ids": [1, -1]}, "stop_token_ids[1]"),
         ({"stop_token_ids": [1, 1000]}, "stop_token_ids[1]"),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x"),
         ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias." + "9" * 5000),
@@ -59,11 +64,13 @@ def user(*parts: object) -> dict[str, object]:
         ({"logit_bias": {"7": None}}, "logit_bias.7"),
         ({"logit_bias": {"1000": 1}}, "logit_bias.1000"),
         ({"logit_bias": [1]}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
         ({"ignore_eos": 1}, "ignore_eos"),
         ({"stream": "true"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"messages": []}, "messages"),
+        ({"messages": [USER] * 50_001}, "messages"),
         ({"messages": "Hello"}, "messages"),
         ({"messages": [5]}, "messages[0]"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": 5}]}, None),
@@ -83,6 +90,8 @@ def user(*parts: object) -> dict[str, object]:
         ),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 5}}]}, None),
         ({"tool_choice": "auto"}, "tool_choice"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"continue_final_message": 1}, "continue_final_message"),
         ({"\ud800": 1}, None),
     ],
 )
@@ -125,7 +134,11 @@ async def test_invalid_value_is_a_400_that_names_the_field(
         ({"allowed_token_ids": [1]}, "allowed_token_ids"),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"echo": True}, "echo"),
-        ({"continue_final_message": True}, "continue_final_message"),
+        (
+            {"messages": [USER, ASSISTANT], "continue_final_message": False},
+            "continue_final_message",
+        ),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
         (user({"type": "text", "text": "x"}, {"type": "input_audio"}), "messages[0].content[1]"),
         (user({"type": "file", "file": {}}), "messages[0].content[0]"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]"),
@@ -156,6 +169,13 @@ async def test_unsupported_field_is_a_400_that_names_it(
         {"modalities": ["text"], "audio": None},
         {"structured_outputs": {}, "guided_regex": "", "guided_choice": []},
         {"min_tokens": 0, "bad_words": [], "echo": False},
+        {"continue_final_message": False, "add_generation_prompt": True},
+        {
+            "messages": [USER, ASSISTANT],
+            "continue_final_message": True,
+            "add_generation_prompt": False,
+        },
+        {"messages": [USER, ASSISTANT], "add_generation_prompt": True},
         {"user": 5, "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
         {"reasoning_effort": "high", "verbosity": "low", "prediction": None},
         {"num_ctx": 4096, "tfs_z": 1, "mirostat": 2, "keep_alive": "5m", "think": False},

@@ -242,19 +242,21 @@ async def test_stream_that_ends_without_every_finish_reason_is_an_error(
     assert last["error"]["message"] == expected  # type: ignore[index]  # JSON
 
 
-async def test_engine_request_id_is_the_completion_id_and_not_the_clients() -> None:
+async def test_engine_logs_the_request_by_the_same_id_as_the_answers_header() -> None:
     client = FakeGenerationClient(*answer())
-    body = (await post_chat(make_app(client), request_id="mine")).json()
-    assert [request.request_id for request in client.requests] == [body["id"]]
+    response = await post_chat(make_app(client), request_id="mine")
+    assert [r.request_id for r in client.requests] == [response.headers["x-request-id"]]
+    assert "mine" not in response.text
 
 
 async def test_finished_request_is_one_log_line_without_any_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "gemma_serve")
-    body = (await post_chat(make_app(FakeGenerationClient(*answer("secret"))))).json()
+    response = await post_chat(make_app(FakeGenerationClient(*answer("secret"))))
     (line,) = caplog.messages
-    assert f"completion_id={body['id']} reasons=stop prompt_tokens=7" in line
+    assert f"request_id={response.headers['x-request-id']} completion_id=" in line
+    assert f"completion_id={response.json()['id']} reasons=stop prompt_tokens=7" in line
     assert "secret" not in line
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from gemma_serve.errors import InvalidRequestError
 from gemma_serve.generation import GenerationRequest, SamplingParams
+from gemma_serve.images.limits import ImageLimits
 from gemma_serve.messages import ChatMessage, Role, TextPart, ToolCall
-from gemma_serve.openai_api.limits import ApiLimits, ImageLimits
+from gemma_serve.openai_api.limits import ApiLimits
 from tests.fakes import (
     TEXT_MODEL,
     VISION_MODEL,
@@ -45,6 +46,7 @@ async def test_open_fields_take_the_checkpoints_defaults() -> None:
 async def test_null_means_absent() -> None:
     fields = ["max_tokens", "temperature", "top_k", "stop", "seed", "n", "stream", "stream_options"]
     fields += ["logit_bias", "stop_token_ids", "ignore_eos", "tools", "tool_choice", "logprobs"]
+    fields += ["continue_final_message", "add_generation_prompt"]
     assert await sampling(**dict.fromkeys(fields)) == TEXT_MODEL.default_sampling
 
 
@@ -91,7 +93,8 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
         ({"stop": "END"}, {"stop": ("END",)}),
         ({"stop": []}, {"stop": ()}),
-        ({"stop": ["x"] * 16}, {"stop": ("x",) * 16}),
+        ({"stop": ["x" * 1024] * 16}, {"stop": ("x" * 1024,) * 16}),
+        ({"stop_token_ids": [7] * 1024}, {"stop_token_ids": (7,) * 1024}),
     ],
 )
 async def test_one_meaning_of_several_spellings(

@@ -65,9 +65,9 @@ def start_loading(http_port: int) -> Iterator[StartLoading]:
     names = []
 
     def start(name: str, may_finish: Path) -> str:
-        gemma = serve.deployment(ray_actor_options=LITTLE, max_constructor_retry_count=1)(
-            SlowlyLoadingGemma
-        )
+        gemma = serve.deployment(
+            ray_actor_options=LITTLE, max_constructor_retry_count=1, health_check_period_s=0.5
+        )(SlowlyLoadingGemma)
         app = serve.RunTarget(_with_ingress(gemma.bind(may_finish)), name, f"/{name}")
         serve.run_many([app], wait_for_applications_running=False)
         names.append(name)

@@ -51,7 +51,7 @@ class ScriptedGenerator:
         deltas = self._deltas(script)
         return GenerationStream(GenerationStarted(prompt_tokens=3), deltas, self._close)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         pass
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """What ``RayGenerationClient`` makes of what a handle does; no cluster needed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -9,6 +9,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from deployments import ray_client
 from deployments.ray_client import RayGenerationClient
 from gemma_serve.errors import (
     ContextLengthError,
@@ -57,21 +58,52 @@ class FakeHandle:
     """A handle to a replica whose streams are ``scripts``, one after another."""
 
     def __init__(self, *scripts: Sequence[object]) -> None:
+        self.is_up = asyncio.Event()
+        self.is_up.set()
         self.streams = [FakeItems(script) for script in scripts]
         self._unused = iter(self.streams)
         self.num_describes = 0
+        self.replies: list[FakeReply] = []
 
     def options(self, *, method_name: str, stream: bool = False) -> "FakeMethod":
         assert stream == (method_name == "generate")
-        return FakeMethod(self._generate if stream else self._describe)
+        methods: dict[str, Callable[..., Any]] = {
+            "generate": self._generate,
+            "describe": self._describe,
+            "check_health": self._check_health,
+        }
+        return FakeMethod(methods[method_name])
 
     def _generate(self, request: GenerationRequest) -> FakeItems:
         assert request is REQUEST
         return next(self._unused)
 
-    def _describe(self) -> Awaitable[ModelDescription]:
+    def _describe(self) -> "FakeReply":
         self.num_describes += 1
-        return asyncio.sleep(0, DESCRIPTION)
+        return self._reply(DESCRIPTION)
+
+    def _check_health(self) -> "FakeReply":
+        return self._reply(None)
+
+    def _reply(self, value: object) -> "FakeReply":
+        self.replies.append(FakeReply(value, self.is_up))
+        return self.replies[-1]
+
+
+class FakeReply:
+    """A handle's response, which comes once ``is_up``."""
+
+    def __init__(self, value: object, is_up: asyncio.Event) -> None:
+        self._value = value
+        self._is_up = is_up
+        self.is_cancelled = False
+
+    def __await__(self) -> Generator[Any, None, object]:
+        yield from self._is_up.wait().__await__()
+        return self._value
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
 
 
 class FakeMethod:
@@ -168,14 +200,52 @@ async def test_unforeseen_failure_hides_its_internals() -> None:
     assert "secret" not in str(error)
 
 
-async def test_description_is_asked_for_once_until_a_replica_is_lost() -> None:
-    handle = FakeHandle([STARTED], [ActorDiedError()])
+async def test_description_is_asked_for_once() -> None:
+    handle = FakeHandle([ActorDiedError()])
     client = client_of(handle)
     assert await client.describe() is DESCRIPTION
-    await client.generate(REQUEST)
-    await client.describe()
-    assert handle.num_describes == 1
     with pytest.raises(UnavailableError):
         await client.generate(REQUEST)
+    handle.is_up.clear()
+    assert await client.describe() is DESCRIPTION
+    assert handle.num_describes == 1
+
+
+async def test_description_waits_for_a_replica_as_long_as_a_request_may() -> None:
+    handle = FakeHandle()
+    handle.is_up.clear()
+    waiting = asyncio.create_task(client_of(handle).describe())
+    await asyncio.sleep(0)
+    handle.is_up.set()
+    assert await waiting is DESCRIPTION
+
+
+async def test_description_that_no_replica_gives_is_given_up() -> None:
+    handle = FakeHandle()
+    handle.is_up.clear()
+    with pytest.raises(UnavailableError, match="The model is still loading"):
+        await client_of(handle, admission_timeout_s=0.01).describe()
+    assert handle.replies[0].is_cancelled
+
+
+async def test_caller_that_leaves_while_the_model_loads_leaves_no_question_behind() -> None:
+    handle = FakeHandle()
+    handle.is_up.clear()
+    waiting = asyncio.create_task(client_of(handle).describe())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert handle.replies[0].is_cancelled
+
+
+async def test_health_is_asked_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the model was described, ``/health`` said 200 for ever, also when it was gone."""
+    monkeypatch.setattr(ray_client, "HEALTH_TIMEOUT_S", 0.01)
+    handle = FakeHandle()
+    client = client_of(handle)
     await client.describe()
-    assert handle.num_describes == 2
+    await client.check_health()
+    handle.is_up.clear()
+    with pytest.raises(UnavailableError):
+        await client.check_health()

@@ -37,6 +37,24 @@ async def test_openai_sdk_gets_the_whole_answer(server: Server) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("script", ["say hello", "too long"])
+async def test_clients_request_id_comes_back_once(
+    server: Server, script: str, stream: bool
+) -> None:
+    """Serve's proxy appends its own to ours."""
+    async with httpx.AsyncClient(headers={"x-request-id": "abc-123"}, timeout=30) as client:
+        response = await client.post(
+            f"{server.url}/v1/chat/completions", json=chat(script, stream=stream)
+        )
+    assert response.headers.get_list("x-request-id") == ["abc-123"]
+
+
+async def test_request_without_an_id_gets_one(server: Server) -> None:
+    response = await post(server, "say hello", stream=False)
+    assert len(response.headers.get_list("x-request-id")) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(
     ("script", "status", "message"),
     [

@@ -1,0 +1,45 @@
+"""How a model's layers are shared among GPUs; the tests pretend to have some."""
+
+import logging
+
+import pytest
+import torch
+
+from gemma_serve.errors import ConfigurationError
+from gemma_serve.gemma.dummy import Gemma3Model, dummy_config, empty_model
+from gemma_serve.gemma.weights import share_layers
+
+GIB = 1024**3
+FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
+
+
+def shapes_of(size: str) -> Gemma3Model:
+    return empty_model(dummy_config(size), dtype=torch.bfloat16, device=torch.device("meta"))
+
+
+def test_small_model_stays_on_the_first_of_many_gpus(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        device_map = share_layers(shapes_of("4b"), [24 * GIB] * 8, "tiny")
+    assert device_map == {"": FIRST}
+    assert "tiny fits one GPU: the other 7 stay unused" in caplog.text
+
+
+def test_large_model_is_spread_in_whole_layers() -> None:
+    model = shapes_of("4b")  # 8.0 GiB
+    device_map = share_layers(model, [10 * GIB, 10 * GIB], "4b")
+    assert set(device_map.values()) == {FIRST, SECOND}
+    tied = model.lm_head.weight
+    assert tied is model.get_input_embeddings().weight
+    layers = [part for part in device_map if ".language_model.layers." in part]
+    assert len(layers) == 34
+    assert {part.count(".") for part in layers} == {3}
+    assert device_map["lm_head"] == device_map["model.language_model.embed_tokens"]
+
+
+def test_model_that_fits_no_gpus_is_refused_with_numbers() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        share_layers(shapes_of("27b"), [24 * GIB, 20 * GIB], "google/gemma-3-27b-it")
+    assert str(caught.value).startswith(
+        "model: google/gemma-3-27b-it has 51.1 GiB of weights, which do not fit the GPUs, with "
+        "24.0, 20.0 GiB free: give each replica more or larger GPUs (gpus_per_replica)"
+    )
