@@ -1,5 +1,6 @@
 """The deployment that holds the model: one replica is one copy on its own GPUs."""
 
+import os
 from collections.abc import AsyncIterator, Sequence
 
 from deployments.logs import configure_logging
@@ -18,13 +19,12 @@ class GemmaDeployment:
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, num_threads: int) -> None:
         configure_logging()
+        # Ray has set it from the cores that it reserved, fewer than there are. torch reads it when
+        # it is loaded, for every thread; torch.set_num_threads would not reach the engine's.
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
         # Imported here: whoever only wires the application needs no torch.
-        import torch
-
         from gemma_serve.gemma.generator import GemmaGenerator
 
-        # Ray has set OMP_NUM_THREADS from the cores that it reserved, fewer than there are.
-        torch.set_num_threads(num_threads)
         self._generator = GemmaGenerator.load(model, engine)
 
     async def describe(self) -> ModelDescription:

@@ -5,6 +5,7 @@ from typing import Self
 
 from gemma_serve.engine.async_engine import AsyncEngine
 from gemma_serve.engine.config import EngineConfig
+from gemma_serve.engine.engine import Engine
 from gemma_serve.engine.stats import EngineStats
 from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.engine_builder import build_engine, max_model_len
@@ -29,11 +30,18 @@ class GemmaGenerator:
 
         Raises ``ConfigurationError`` (``CheckpointError``) with what to change.
         """
-        return cls.start(load_gemma(model), config)
+        gemma: LoadedGemma | None = None
 
-    @classmethod
-    def start(cls, gemma: LoadedGemma, config: EngineConfig) -> Self:
-        """Start an engine over a loaded model."""
+        def make_engine() -> Engine:
+            nonlocal gemma
+            gemma = load_gemma(model)
+            return build_engine(gemma, config)
+
+        engine = AsyncEngine(
+            make_engine,
+            max_unfinished_sequences=config.max_num_seqs + config.max_queued_requests,
+        )
+        assert gemma is not None  # the engine has been made
         description = ModelDescription(
             max_model_len=max_model_len(gemma, config),
             vocab_size=gemma.model.lm_head.out_features,
@@ -45,10 +53,6 @@ class GemmaGenerator:
             vision=gemma.vision,
             image_token_id=getattr(gemma.model.config, "image_token_id", None),
             max_model_len=description.max_model_len,
-        )
-        engine = AsyncEngine(
-            build_engine(gemma, config),
-            max_unfinished_sequences=config.max_num_seqs + config.max_queued_requests,
         )
         return cls(prompt_builder, engine, description)
 

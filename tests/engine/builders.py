@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.engine import Engine, EngineRequest, Vocabulary
+from gemma_serve.engine.model_runner import ModelRunner
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
@@ -80,7 +81,7 @@ def make_scheduler(
 
 
 def make_engine(
-    runner: ScriptedRunner,
+    runner: ModelRunner,
     *,
     block_manager: BlockManager | None = None,
     max_num_seqs: int = 8,

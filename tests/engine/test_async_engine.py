@@ -6,9 +6,15 @@ from contextlib import contextmanager
 import pytest
 
 from gemma_serve.engine.async_engine import AsyncEngine
+from gemma_serve.engine.engine import Engine
 from gemma_serve.engine.scheduler import ScheduledBatch
 from gemma_serve.engine.sequence import PromptInputs
-from gemma_serve.errors import GenerationError, OverloadedError, UnavailableError
+from gemma_serve.errors import (
+    ConfigurationError,
+    GenerationError,
+    OverloadedError,
+    UnavailableError,
+)
 from gemma_serve.generation import GenerationStream, SamplingParams
 from tests.engine.builders import ScriptedRunner, make_engine, spell
 
@@ -36,7 +42,9 @@ class BrokenRunner:
 
 @contextmanager
 def running(runner: ScriptedRunner, *, max_unfinished_sequences: int = 8) -> Iterator[AsyncEngine]:
-    engine = AsyncEngine(make_engine(runner), max_unfinished_sequences=max_unfinished_sequences)
+    engine = AsyncEngine(
+        lambda: make_engine(runner), max_unfinished_sequences=max_unfinished_sequences
+    )
     try:
         yield engine
     finally:
@@ -57,6 +65,25 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - the engine thread sets no event
             await asyncio.sleep(0.001)
+
+
+def test_what_making_the_engine_raises_is_raised() -> None:
+    def fail() -> Engine:
+        raise ConfigurationError("no such model")
+
+    with pytest.raises(ConfigurationError, match="no such model"):
+        AsyncEngine(fail, max_unfinished_sequences=8)
+
+
+def test_the_engine_is_made_on_the_thread_that_runs_it() -> None:
+    made_on: list[str] = []
+
+    def make() -> Engine:
+        made_on.append(threading.current_thread().name)
+        return make_engine(ScriptedRunner("Paris"))
+
+    AsyncEngine(make, max_unfinished_sequences=8).close()
+    assert made_on == ["gemma-engine"]
 
 
 async def test_a_request_streams_to_its_end() -> None:
@@ -149,7 +176,7 @@ async def test_an_output_that_comes_after_the_close_is_dropped() -> None:
 
 
 async def test_steps_that_keep_failing_fail_the_health_check() -> None:
-    engine = AsyncEngine(make_engine(BrokenRunner()), max_unfinished_sequences=8)  # type: ignore[arg-type]
+    engine = AsyncEngine(lambda: make_engine(BrokenRunner()), max_unfinished_sequences=8)
     engine.check_health()
     for _ in range(3):
         with pytest.raises(GenerationError):
@@ -161,7 +188,7 @@ async def test_steps_that_keep_failing_fail_the_health_check() -> None:
 
 async def test_shutting_down_ends_unfinished_requests_with_an_error() -> None:
     runner = GatedRunner("Paris")
-    engine = AsyncEngine(make_engine(runner), max_unfinished_sequences=8)
+    engine = AsyncEngine(lambda: make_engine(runner), max_unfinished_sequences=8)
     stream = submit(engine)
     await until(lambda: engine.stats.num_running == 1)  # in its first step, which waits
     closing = asyncio.create_task(asyncio.to_thread(engine.close))
