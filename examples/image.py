@@ -16,6 +16,7 @@ def main() -> None:
     client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
     completion = client.chat.completions.create(
         model=client.models.list().data[0].id,
+        max_tokens=100,
         messages=[
             {
                 "role": "user",
