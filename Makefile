@@ -1,7 +1,7 @@
 # Every target does all of its own set-up; the second time there is nothing left to do.
 #
 #   make serve CONFIG=config/demo-vision.yaml
-#   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu   # no GPU: 3 GB less to download
+#   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu   # no GPU: gigabytes less to download
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
