@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
-    RayServeException,
     ReplicaUnavailableError,
     RequestCancelledError,
 )
@@ -138,7 +137,10 @@ def _our_errors(*, admitted: bool, request_id: str | None = None) -> Iterator[No
             raise
         # Ray cancelled the replica's task, not somebody this one.
         raise _lost_replica(admitted) from None
-    except (RayError, RayServeException, GemmaServeError) as error:
+    except (StopAsyncIteration, TimeoutError):
+        raise
+    except Exception as error:
+        # The boundary of a request. Over gRPC the replica's own exception comes as it is.
         raise _translated(error, admitted, request_id) from None
 
 
