@@ -1,4 +1,4 @@
-"""One step on the device: pack, embed, run transformers' layers, sample."""
+"""One step on the device: pack, embed, run the layers, sample."""
 
 from collections.abc import Iterator
 
@@ -7,14 +7,13 @@ from torch import Tensor
 
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
-from gemma_serve.gemma.attention.paged import ATTENTION_NAME, PagedAttention
+from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.attention.step import Chunk
+from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.kv_cache import KVCache
 from gemma_serve.gemma.loading import LoadedGemma
+from gemma_serve.gemma.projections import output_projection
 from gemma_serve.gemma.vision import VisionEncoder
-
-_NO_MASKS = {"full_attention": None, "sliding_attention": None}
-"""Given to the model ready-made, so that it makes none."""
 
 
 class GemmaModelRunner:
@@ -28,12 +27,10 @@ class GemmaModelRunner:
         attention: type[PagedAttention],
     ) -> None:
         model = gemma.model
-        # The vision tower keeps its own attention.
-        model.set_attn_implementation(
-            {"text_config": ATTENTION_NAME} if gemma.vision else ATTENTION_NAME
-        )
-        self._text_model = model.get_decoder()
-        self._lm_head = model.lm_head
+        text_model = model.get_decoder()
+        self._embed_tokens = text_model.embed_tokens
+        self._decoder = Decoder(text_model)
+        self._lm_head = output_projection(model.lm_head)
         self._cache = cache
         self._sampler = sampler
         self._attention = attention
@@ -42,7 +39,7 @@ class GemmaModelRunner:
             if gemma.vision
             else None
         )
-        self._device = self._text_model.embed_tokens.weight.device
+        self._device = self._embed_tokens.weight.device
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[int]:
@@ -50,31 +47,30 @@ class GemmaModelRunner:
         hidden_states = self._forward(batch)
         if not batch.sampling:
             return []
-        logits = self._lm_head(hidden_states[_sampling_rows(batch)])  # [num_sampling, vocab_size]
+        # [num_sampling, vocab_size]
+        logits = self._logits(hidden_states[_sampling_rows(batch)])
         return self._sampler.sample(logits, [s.sequence.sampling_state for s in batch.sampling])
 
     @torch.inference_mode()
     def logits(self, batch: ScheduledBatch) -> Tensor:
         """The logits of every token of the batch, ``[num_tokens, vocab_size]``; for comparisons."""
-        logits: Tensor = self._lm_head(self._forward(batch))
-        return logits
+        return self._logits(self._forward(batch))
+
+    def _logits(self, hidden_states: Tensor) -> Tensor:
+        return self._lm_head(self._decoder.normalize(hidden_states))
 
     def _forward(self, batch: ScheduledBatch) -> Tensor:
-        """Compute keys, values and the last hidden states, ``[num_tokens, hidden_size]``."""
-        outputs = self._text_model(
-            inputs_embeds=self._embed(batch).unsqueeze(0),
-            position_ids=_position_ids(batch).to(self._device).unsqueeze(0),
-            attention_mask=_NO_MASKS,
-            use_cache=False,
-            paged_attention=self._attention(self._cache, _chunks(batch)),
+        """Compute keys and values. Returns what ``Decoder.forward`` does."""
+        return self._decoder.forward(
+            self._embed(batch),
+            _positions(batch).to(self._device),
+            self._attention(self._cache, _chunks(batch)),
         )
-        hidden_states: Tensor = outputs.last_hidden_state[0]
-        return hidden_states
 
     def _embed(self, batch: ScheduledBatch) -> Tensor:
         """Scaled embeddings, and image features as they are: ``[num_tokens, hidden_size]``."""
         token_ids = torch.tensor([i for s in batch.scheduled for i in s.token_ids])
-        embed_tokens = self._text_model.embed_tokens
+        embed_tokens = self._embed_tokens
         # Soft tokens may lie beyond the vocabulary; their rows are overwritten below.
         token_ids = torch.where(token_ids < embed_tokens.num_embeddings, token_ids, 0)
         embeddings: Tensor = embed_tokens(token_ids.to(self._device))
@@ -98,7 +94,7 @@ def _sampling_rows(batch: ScheduledBatch) -> list[int]:
     return [row + s.end - s.start - 1 for row, s in _rows(batch) if s.samples]
 
 
-def _position_ids(batch: ScheduledBatch) -> Tensor:
+def _positions(batch: ScheduledBatch) -> Tensor:
     return torch.cat([torch.arange(s.start, s.end) for s in batch.scheduled])
 
 

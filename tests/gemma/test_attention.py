@@ -89,6 +89,6 @@ def test_bfloat16_stays_close_to_float32(attention: type[PagedAttention]) -> Non
     inputs = prompt(60, images=[(5, 9)])
     exact = transformers_logits(tiny_vision_model(), inputs)
     half = tiny_vision_model(dtype=torch.bfloat16)
-    (logits,) = paged_logits(loaded(half), [inputs], chunk_size=16, attention=attention)
     theirs = transformers_logits(half, inputs).float()
+    (logits,) = paged_logits(loaded(half), [inputs], chunk_size=16, attention=attention)
     assert (logits.float() - exact).norm() <= 1.1 * (theirs - exact).norm()

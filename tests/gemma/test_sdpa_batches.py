@@ -21,11 +21,11 @@ def batches(*lengths: int, group: int = 0) -> list[list[int]]:
 
 
 def test_short_sequences_share_a_batch_whatever_their_lengths() -> None:
-    assert batches(200, 3, 90) == [[3, 90, 200]]
+    assert batches(200, 3, 90) == [[200, 3, 90]]
 
 
 def test_a_long_chat_does_not_make_short_ones_read_as_much() -> None:
-    assert batches(8000, 10, 20, 7000) == [[10, 20], [7000, 8000]]
+    assert batches(8000, 10, 20, 7000) == [[10, 20], [8000, 7000]]
 
 
 def test_a_batch_reads_a_bounded_number_of_keys() -> None:

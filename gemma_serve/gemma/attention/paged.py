@@ -1,24 +1,16 @@
-"""The seam between transformers' Gemma 3 and our paged cache.
+"""What every attention backend shares: keys and values are written into pages, then attended over.
 
-``AttentionInterface`` lets a model call our function instead of its own. The function finds the
-step in the keyword arguments of the model's forward, writes the layer's keys and values into the
-cache, and attends over it. No mask is registered under the name, so the model builds none: masking
-is the backend's whole duty.
+Masking is the backend's whole duty: nothing else in the model knows windows or images.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
-from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention
 
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.kv_cache import KVCache
-
-ATTENTION_NAME = "gemma_serve_paged"
 
 
 class PagedAttention(ABC):
@@ -33,13 +25,13 @@ class PagedAttention(ABC):
         self._slots: dict[tuple[int, torch.device], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Queries ``[num_heads, num_tokens, head_dim]``, keys and values with ``num_kv_heads``.
+        """Queries ``[num_tokens, num_heads, head_dim]``, keys and values with ``num_kv_heads``.
 
-        Returns ``[num_tokens, num_heads, head_dim]``.
+        Returns the shape of the queries.
         """
         group = self._cache.layout.places[layer].group
         slots = self._slots_of_step(group, query.device)
-        self._cache.write(layer, slots, key.transpose(0, 1), value.transpose(0, 1))
+        self._cache.write(layer, slots, key, value)
         return self._attend(layer, query, scale)
 
     @abstractmethod
@@ -67,22 +59,3 @@ def sequence_slots(blocks: Sequence[int], start: int, end: int, block_size: int)
     used = torch.tensor(blocks[first_block : -(-end // block_size)], dtype=torch.int64)
     slots = (used[:, None] * block_size + torch.arange(block_size)).flatten()
     return slots[start - first_block * block_size : end - first_block * block_size]
-
-
-def _paged_attention_forward(
-    module: Gemma3Attention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    _attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    paged_attention: PagedAttention,
-    **_: Any,  # dropout, sliding_window and whatever else transformers passes to every backend
-) -> tuple[Tensor, None]:
-    """Shapes as transformers has them: ``[1, num_heads, num_tokens, head_dim]``."""
-    output = paged_attention.attend(module.layer_idx, query[0], key[0], value[0], scaling)
-    return output.unsqueeze(0), None
-
-
-AttentionInterface.register(ATTENTION_NAME, _paged_attention_forward)

@@ -19,7 +19,7 @@ class ReferenceAttention(PagedAttention):
         blocks = chunk.blocks[self._cache.layout.places[layer].group]
         slots = sequence_slots(blocks, first_key, chunk.end, self._cache.block_size)
         keys, values = self._cache.read(layer, slots.to(query.device))
-        queries = query[:, chunk.row : chunk.row + chunk.end - chunk.start].float()
+        queries = query[chunk.row : chunk.row + chunk.end - chunk.start].float().transpose(0, 1)
         group_size = queries.shape[0] // keys.shape[1]
         keys = keys.float().transpose(0, 1).repeat_interleave(group_size, 0)
         values = values.float().transpose(0, 1).repeat_interleave(group_size, 0)

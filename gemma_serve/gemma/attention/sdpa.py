@@ -30,11 +30,12 @@ MAX_GATHERED_KEYS = 32_768
 class _DecodeBatch:
     """Chunks of one token, computed together.
 
-    ``rows``: ``[batch]``. ``slots``: ``[batch, max_keys]``. ``bias``: ``[batch, 1, 1, max_keys]``,
-    -inf where a shorter sequence is padded, or ``None`` if none is.
+    ``rows``: ``[batch]``, or a slice if they stand together. ``slots``: ``[batch, max_keys]``.
+    ``bias``: ``[batch, 1, 1, max_keys]``, -inf where a shorter sequence is padded, or
+    ``None`` if none is.
     """
 
-    rows: Tensor
+    rows: Tensor | slice
     slots: Tensor
     bias: Tensor | None
 
@@ -77,7 +78,7 @@ class SdpaAttention(PagedAttention):
 
     def _attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
         plan = self._plan(self._cache.layout.places[layer].group, query.device)
-        output = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
+        output = torch.empty_like(query)
         for decode in plan.decodes:
             output[decode.rows] = self._decode(decode, layer, query, scale)
         for prefill in plan.prefills:
@@ -87,9 +88,9 @@ class SdpaAttention(PagedAttention):
     def _decode(self, batch: _DecodeBatch, layer: int, query: Tensor, scale: float) -> Tensor:
         keys, values = self._cache.read(layer, batch.slots)  # [batch, max_keys, kv_heads, head_dim]
         num_kv_heads, head_dim = keys.shape[2:]
-        queries = query[:, batch.rows].transpose(0, 1)  # [batch, num_heads, head_dim]
+        queries = query[batch.rows]  # [batch, num_heads, head_dim]
         output = scaled_dot_product_attention(
-            queries.reshape(len(batch.rows), num_kv_heads, -1, head_dim),
+            queries.reshape(len(queries), num_kv_heads, -1, head_dim),
             keys.transpose(1, 2),
             values.transpose(1, 2),
             attn_mask=batch.bias,
@@ -100,7 +101,7 @@ class SdpaAttention(PagedAttention):
     def _prefill(self, prefill: _Prefill, layer: int, query: Tensor, scale: float) -> Tensor:
         keys, values = self._cache.read(layer, prefill.slots)  # [num_keys, kv_heads, head_dim]
         keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-        queries = query[None, :, prefill.rows]  # [1, num_heads, num_tokens, head_dim]
+        queries = query[prefill.rows].transpose(0, 1)[None]  # [1, num_heads, num_tokens, head_dim]
         num_heads, num_tokens, head_dim = queries.shape[1:]
         group_size = num_heads // keys.shape[1]
         if prefill.is_causal:
@@ -143,7 +144,8 @@ class SdpaAttention(PagedAttention):
                 batch = []
             batch.append(chunk)
         if batch:
-            yield batch
+            # Usually all are in one batch, and then their rows stand together.
+            yield sorted(batch, key=lambda c: c.row)
 
     def _num_keys(self, chunk: Chunk, group: int) -> int:
         """Keys that a chunk of one token sees."""
@@ -171,8 +173,7 @@ class SdpaAttention(PagedAttention):
         bias = None
         if min(num_keys) < max(num_keys):
             bias = _bias(ranks >= lengths, self._cache.layout.dtype)[:, None, None].to(device)
-        rows = torch.tensor([c.row for c in batch])
-        return _DecodeBatch(rows.to(device), slots.to(device), bias)
+        return _DecodeBatch(_rows(batch, device), slots.to(device), bias)
 
     def _plan_prefill(
         self, chunk: Chunk, segment: Segment, group: int, device: torch.device
@@ -194,6 +195,13 @@ class SdpaAttention(PagedAttention):
             bias = None if hidden is None else _bias(hidden, self._cache.layout.dtype).to(device)
             self._biases[key] = bias
         return self._biases[key]
+
+
+def _rows(batch: Sequence[Chunk], device: torch.device) -> Tensor | slice:
+    rows = [chunk.row for chunk in batch]
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))  # a view instead of a copy in every layer
+    return torch.tensor(rows).to(device)
 
 
 def _hidden_keys(segment: Segment, window: int | None) -> Tensor | None:

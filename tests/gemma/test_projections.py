@@ -1,0 +1,108 @@
+"""Products give what the modules gave that they replace, whichever way the weights lie."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Gemma3TextConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP
+
+from gemma_serve.gemma.projections import feed_forward, output_projection, projection
+
+needs_onednn_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 in oneDNN"
+)
+
+
+def linears(
+    *sizes: int, dtype: torch.dtype = torch.float32, bias: bool = False
+) -> tuple[nn.Linear, ...]:
+    torch.manual_seed(0)
+    modules = tuple(nn.Linear(32, size, bias=bias, dtype=dtype) for size in sizes)
+    for module in modules:
+        module.requires_grad_(False)
+    return modules
+
+
+def hidden(num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(num_tokens, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def mlp(dtype: torch.dtype) -> Gemma3MLP:
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(hidden_size=32, intermediate_size=48)
+    return Gemma3MLP(config).to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_stand_side_by_side(bias: bool) -> None:
+    modules = linears(16, 8, 8, bias=bias)
+    expected = torch.cat([module(hidden(5)) for module in modules], dim=-1)
+    torch.testing.assert_close(projection(*modules)(hidden(5)), expected)
+
+
+def test_joined_modules_still_work_and_share_their_weights() -> None:
+    modules = linears(16, 8)
+    expected = modules[1](hidden(5))
+    projection(*modules)
+    torch.testing.assert_close(modules[1](hidden(5)), expected)
+    first, second = (module.weight.untyped_storage().data_ptr() for module in modules)
+    assert first == second
+
+
+def test_a_single_module_keeps_its_weight() -> None:
+    (module,) = linears(16)
+    weight = module.weight
+    projection(module)
+    assert module.weight is weight
+
+
+def test_modules_of_another_kind_multiply_themselves() -> None:
+    class Doubling(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    torch.manual_seed(0)
+    modules = Doubling(32, 4, bias=False), nn.Linear(32, 4, bias=False)
+    expected = torch.cat([module(hidden(3)) for module in modules], dim=-1)
+    torch.testing.assert_close(projection(*modules)(hidden(3)), expected)
+
+
+@needs_onednn_bfloat16
+@pytest.mark.parametrize("num_tokens", [1, 8, 33, 300])
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_weights_give_the_same_products(num_tokens: int, bias: bool) -> None:
+    modules = linears(16, 8, dtype=torch.bfloat16, bias=bias)
+    inputs = hidden(num_tokens, torch.bfloat16)
+    expected = torch.cat([module(inputs) for module in modules], dim=-1)
+    torch.testing.assert_close(projection(*modules)(inputs), expected)
+
+
+@needs_onednn_bfloat16
+def test_packed_weights_take_the_place_of_the_rows() -> None:
+    modules = linears(16, 8, dtype=torch.bfloat16)
+    projection(*modules)
+    assert [module.weight.numel() for module in modules] == [0, 0]
+
+
+@needs_onednn_bfloat16
+def test_the_vocabulary_keeps_its_rows_for_the_embedding() -> None:
+    (head,) = linears(16, dtype=torch.bfloat16)
+    expected = head(hidden(3, torch.bfloat16))
+    torch.testing.assert_close(output_projection(head)(hidden(3, torch.bfloat16)), expected)
+    assert head.weight.shape == (16, 32)
+
+
+def test_feed_forward_equals_the_module() -> None:
+    module = mlp(torch.float32)
+    expected = module(hidden(5))
+    torch.testing.assert_close(feed_forward(module)(hidden(5)), expected)
+
+
+@needs_onednn_bfloat16
+def test_packed_feed_forward_is_closer_to_float32_than_the_module() -> None:
+    exact = mlp(torch.float32).to(torch.bfloat16).float()(hidden(40, torch.bfloat16).float())
+    half = mlp(torch.bfloat16)
+    inputs = hidden(40, torch.bfloat16)
+    error_of_module = (half(inputs).float() - exact).norm()
+    error = (feed_forward(half)(inputs).float() - exact).norm()
+    assert error <= error_of_module
