@@ -24,6 +24,9 @@ _CPU_CACHE_BYTES: Final = 1 * _GIB
 _GPU_MEMORY_SHARE: Final = 0.95
 """Of what is left beside weights and activations; the rest goes to fragmentation."""
 
+_CPU_VISION_CACHE_BYTES: Final = 256 * _MIB
+_GPU_VISION_CACHE_SHARE: Final = 0.01
+
 
 def num_cache_blocks(
     layout: CacheLayout, model: Gemma3Model, config: EngineConfig, *, max_model_len: int
@@ -54,6 +57,15 @@ def num_cache_blocks(
         chat_len,
     )
     return num_blocks
+
+
+def vision_cache_bytes(config: EngineConfig, *, gpu_bytes: int | None) -> int:
+    """Memory for features of images. ``gpu_bytes``: all that the GPU has; ``None`` on a CPU."""
+    if config.vision_cache_memory_bytes is not None:
+        return config.vision_cache_memory_bytes
+    if gpu_bytes is None:
+        return _CPU_VISION_CACHE_BYTES
+    return int(gpu_bytes * _GPU_VISION_CACHE_SHARE)
 
 
 def activation_bytes(model: Gemma3Model, config: EngineConfig, *, max_model_len: int) -> int:
@@ -94,7 +106,9 @@ def _default_budget(
 ) -> int:
     if layout.plane_devices[0].type != "cuda":
         return max(_CPU_CACHE_BYTES, longest_bytes)
+    total = torch.cuda.mem_get_info(layout.plane_devices[0])[1]
     reserved = activation_bytes(model, config, max_model_len=max_model_len)
+    reserved += vision_cache_bytes(config, gpu_bytes=total)
     # Every block has a part on every device, so the fullest device decides.
     per_plane = min(
         (torch.cuda.mem_get_info(device)[0] - reserved) / layout.plane_devices.count(device)

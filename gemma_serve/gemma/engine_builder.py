@@ -1,5 +1,7 @@
 """Puts cache, scheduler, sampler and runner of one loaded model together."""
 
+import torch
+
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, Vocabulary
@@ -8,7 +10,7 @@ from gemma_serve.engine.scheduler import Scheduler
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
-from gemma_serve.gemma.cache_sizing import num_cache_blocks
+from gemma_serve.gemma.cache_sizing import num_cache_blocks, vision_cache_bytes
 from gemma_serve.gemma.forbidden_tokens import forbidden_token_ids
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.loading import LoadedGemma
@@ -40,7 +42,13 @@ def build_engine(
         device=gemma.model.lm_head.weight.device,
     )
     return Engine(
-        runner=GemmaModelRunner(gemma, cache, sampler, attention),
+        runner=GemmaModelRunner(
+            gemma,
+            cache,
+            sampler,
+            attention,
+            vision_cache_bytes=_vision_cache_bytes(gemma, config),
+        ),
         scheduler=Scheduler(
             block_manager=block_manager,
             max_num_seqs=config.max_num_seqs,
@@ -66,6 +74,16 @@ def max_model_len(gemma: LoadedGemma, config: EngineConfig) -> int:
             f"{gemma.max_model_len} tokens."
         )
     return config.max_model_len
+
+
+def _vision_cache_bytes(gemma: LoadedGemma, config: EngineConfig) -> int:
+    if gemma.vision is None:
+        return 0
+    device = gemma.model.get_input_embeddings().weight.device
+    on_gpu = device.type == "cuda"
+    return vision_cache_bytes(
+        config, gpu_bytes=torch.cuda.mem_get_info(device)[1] if on_gpu else None
+    )
 
 
 def _check_images_fit(gemma: LoadedGemma, config: EngineConfig) -> None:

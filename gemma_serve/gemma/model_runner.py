@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
+from gemma_serve.engine.sequence import ImageSpan
 from gemma_serve.gemma.attention.paged import ATTENTION_NAME, PagedAttention
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.kv_cache import KVCache
@@ -26,6 +27,8 @@ class GemmaModelRunner:
         cache: KVCache,
         sampler: Sampler,
         attention: type[PagedAttention],
+        *,
+        vision_cache_bytes: int = 0,
     ) -> None:
         model = gemma.model
         # The vision tower keeps its own attention.
@@ -38,7 +41,12 @@ class GemmaModelRunner:
         self._sampler = sampler
         self._attention = attention
         self._vision = (
-            VisionEncoder(model, image_mean=gemma.image_mean, image_std=gemma.image_std)
+            VisionEncoder(
+                model,
+                image_mean=gemma.image_mean,
+                image_std=gemma.image_std,
+                cache_bytes=vision_cache_bytes,
+            )
             if gemma.vision
             else None
         )
@@ -80,7 +88,7 @@ class GemmaModelRunner:
         embeddings: Tensor = embed_tokens(token_ids.to(self._device))
         spans = _image_rows(batch)
         if spans and self._vision is not None:
-            features = self._vision.encode([view for _, view in spans])
+            features = self._vision.encode([image for _, image in spans])
             for (rows, _), of_view in zip(spans, features, strict=True):
                 embeddings[rows] = of_view.to(embeddings)
         return embeddings
@@ -102,10 +110,10 @@ def _position_ids(batch: ScheduledBatch) -> Tensor:
     return torch.cat([torch.arange(s.start, s.end) for s in batch.scheduled])
 
 
-def _image_rows(batch: ScheduledBatch) -> list[tuple[slice, bytes]]:
-    """Where each image's features go, and its view."""
+def _image_rows(batch: ScheduledBatch) -> list[tuple[slice, ImageSpan]]:
+    """Where each image's features go."""
     return [
-        (slice(row + image.start - s.start, row + image.end - s.start), image.view)
+        (slice(row + image.start - s.start, row + image.end - s.start), image)
         for row, s in _rows(batch)
         for image in s.images
     ]
