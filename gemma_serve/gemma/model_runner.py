@@ -12,6 +12,7 @@ from gemma_serve.gemma.attention.paged import ATTENTION_NAME, PagedAttention
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.kv_cache import KVCache
 from gemma_serve.gemma.loading import LoadedGemma
+from gemma_serve.gemma.out_of_memory import memory_errors
 from gemma_serve.gemma.vision import VisionEncoder
 
 _NO_MASKS = {"full_attention": None, "sliding_attention": None}
@@ -52,6 +53,7 @@ class GemmaModelRunner:
         )
         self._device = self._text_model.embed_tokens.weight.device
 
+    @memory_errors()
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[int]:
         """As ``engine.model_runner.ModelRunner.run``."""
