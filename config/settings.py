@@ -99,8 +99,9 @@ class AppSettings(BaseModel):
     block_size: PositiveInt = _ENGINE.block_size
     """Tokens per block of the KV cache. 16 wastes at most 15 tokens of memory per sequence."""
     kv_cache_memory: Size | None = None
-    """Memory per replica for keys and values, such as ``4GiB``; by default sized from the device
-    and ``max_model_len``."""
+    """Memory per replica for keys and values, such as ``4GiB``. By default 1 GiB on a CPU, or what
+    one sequence of ``max_model_len`` tokens needs, and on a GPU all that the largest step, run once
+    at start-up, leaves free."""
     vision_cache_memory: SizeOrZero | None = None
     """Memory per replica for what the vision tower made of images seen lately, such as ``1GiB``, so
     that it need not look at them again; 0 keeps nothing. By default 256 MiB on a CPU and 1 % of a
