@@ -26,14 +26,16 @@ def largest_steps(
     """The step with the most text and, if there is ``vision``, the one with the most images.
 
     One sequence computes the last chunk of the longest prompt while all others decode at the end of
-    the context. Sampling is the costliest there is. Every token's keys and values lie in block 0:
-    how much a step reads matters, not what, so that a cache of one block will do.
+    the context, whose last token is never computed. Sampling is the costliest there is. Every
+    token's keys and values lie in block 0: how much a step reads matters, not what, so that a cache
+    of one block will do.
     """
-    num_chunk_tokens = min(config.prefill_chunk_size, max_model_len)
-    start = max_model_len - num_chunk_tokens
-    prompts = [PromptInputs((0,) * max_model_len)]
+    longest = max_model_len - 1
+    num_chunk_tokens = min(config.prefill_chunk_size, longest)
+    prompts = [PromptInputs((0,) * longest)]
     if vision is not None and vision.tokens_per_view <= num_chunk_tokens:
-        prompts.append(PromptInputs((0,) * max_model_len, _images(start, max_model_len, vision)))
+        images = _images(longest - num_chunk_tokens, longest, vision)
+        prompts.append(PromptInputs((0,) * longest, images))
 
     def sequence(arrival: int, prompt: PromptInputs) -> Sequence:
         num_blocks = -(-len(prompt.token_ids) // config.block_size)
@@ -41,7 +43,7 @@ def largest_steps(
 
     # Of different lengths, so that batches of them are padded and masked.
     decoding = [
-        _scheduled(sequence(i, PromptInputs((0,) * max(1, max_model_len - i))), num_tokens=1)
+        _scheduled(sequence(i, PromptInputs((0,) * max(1, longest - i))), num_tokens=1)
         for i in range(1, config.max_num_seqs)
     ]
     return [
