@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
 from gemma_serve.engine.sequence import ImageSpan
 from gemma_serve.gemma.attention.paged import ATTENTION_NAME, PagedAttention
+from gemma_serve.gemma.attention.sdpa import SDPA_KERNELS
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.kv_cache import KVCache
 from gemma_serve.gemma.loading import LoadedGemma
@@ -60,7 +62,9 @@ class GemmaModelRunner:
         hidden_states = self._forward(batch)
         if not batch.sampling:
             return []
-        logits = self._lm_head(hidden_states[_sampling_rows(batch)])  # [num_sampling, vocab_size]
+        # A list as index would be copied to the device only after all of the step has run there.
+        rows = torch.tensor(_sampling_rows(batch)).to(hidden_states.device, non_blocking=True)
+        logits = self._lm_head(hidden_states[rows])  # [num_sampling, vocab_size]
         return self._sampler.sample(logits, [s.sequence.sampling_state for s in batch.sampling])
 
     @torch.inference_mode()
@@ -69,11 +73,12 @@ class GemmaModelRunner:
         logits: Tensor = self._lm_head(self._forward(batch))
         return logits
 
+    @sdpa_kernel([*SDPA_KERNELS])
     def _forward(self, batch: ScheduledBatch) -> Tensor:
         """Compute keys, values and the last hidden states, ``[num_tokens, hidden_size]``."""
         outputs = self._text_model(
             inputs_embeds=self._embed(batch).unsqueeze(0),
-            position_ids=_position_ids(batch).to(self._device).unsqueeze(0),
+            position_ids=_position_ids(batch).to(self._device, non_blocking=True).unsqueeze(0),
             attention_mask=_NO_MASKS,
             use_cache=False,
             paged_attention=self._attention(self._cache, _chunks(batch)),
@@ -87,7 +92,7 @@ class GemmaModelRunner:
         embed_tokens = self._text_model.embed_tokens
         # Soft tokens may lie beyond the vocabulary; their rows are overwritten below.
         token_ids = torch.where(token_ids < embed_tokens.num_embeddings, token_ids, 0)
-        embeddings: Tensor = embed_tokens(token_ids.to(self._device))
+        embeddings: Tensor = embed_tokens(token_ids.to(self._device, non_blocking=True))
         spans = _image_rows(batch)
         if spans and self._vision is not None:
             features = self._vision.encode([image for _, image in spans])
