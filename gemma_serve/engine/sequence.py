@@ -22,7 +22,7 @@ class ImageSpan:
     MB of a view of 896 pixels takes about 3 ms."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", blake2b(self.view, digest_size=16).digest())
+        object.__setattr__(self, "digest", blake2b(self.view, digest_size=32).digest())
 
     @property
     def end(self) -> int:

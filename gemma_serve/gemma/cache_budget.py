@@ -59,7 +59,7 @@ def _gpu_budget(
     steps = largest_steps(
         config,
         max_model_len=max_model_len,
-        num_groups=len(layout.windows),
+        windows=layout.windows,
         vocab_size=gemma.model.lm_head.out_features,
         vision=gemma.vision,
     )

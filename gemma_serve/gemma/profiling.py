@@ -1,11 +1,12 @@
 """Runs the largest steps that can come, to see how much memory they take beside the weights."""
 
 from collections.abc import Callable, Collection, Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 
-from gemma_serve.engine.block_manager import BlockTable
+from gemma_serve.engine.block_manager import BlockManager, BlockTable
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.model_runner import ModelRunner
@@ -19,7 +20,7 @@ def largest_steps(
     config: EngineConfig,
     *,
     max_model_len: int,
-    num_groups: int,
+    windows: Seq[int | None],
     vocab_size: int,
     vision: VisionInput | None,
 ) -> list[ScheduledBatch]:
@@ -37,9 +38,12 @@ def largest_steps(
         images = _images(longest - num_chunk_tokens, longest, vision)
         prompts.append(PromptInputs((0,) * longest, images))
 
+    blocks = BlockManager(num_blocks=1, block_size=config.block_size, windows=windows)
+
     def sequence(arrival: int, prompt: PromptInputs) -> Sequence:
-        num_blocks = -(-len(prompt.token_ids) // config.block_size)
-        return _sequence(arrival, prompt, [[0] * num_blocks] * num_groups, vocab_size)
+        table = blocks.new_table()
+        table.groups = [[0] * -(-len(prompt.token_ids) // config.block_size) for _ in windows]
+        return _sequence(arrival, prompt, table, vocab_size)
 
     # Of different lengths, so that batches of them are padded and masked.
     decoding = [
@@ -107,11 +111,7 @@ def _scheduled(sequence: Sequence, *, num_tokens: int) -> ScheduledSequence:
     return ScheduledSequence(sequence, end - num_tokens, end, samples=True)
 
 
-def _sequence(
-    arrival: int, prompt: PromptInputs, blocks: list[list[int]], vocab_size: int
-) -> Sequence:
-    table = BlockTable(len(blocks))
-    table.groups = blocks
+def _sequence(arrival: int, prompt: PromptInputs, table: BlockTable, vocab_size: int) -> Sequence:
     # A limit that keeps nearly all tokens has all of them sorted, and a penalty copies them.
     sampling = SamplingParams(top_k=vocab_size - 1, top_p=0.5, repetition_penalty=2.0)
     return Sequence(

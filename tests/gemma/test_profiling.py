@@ -16,6 +16,7 @@ from tests.gemma.harness import loaded
 from tests.tiny import IMAGE_SIZE, tiny_text_model, tiny_vision_model
 
 CONFIG = EngineConfig(prefill_chunk_size=30, max_num_seqs=4, block_size=4)
+WINDOWS = (None, 16, 16, 16, 16, 16)
 VISION = VisionInput(view_size=IMAGE_SIZE, tokens_per_view=4)
 
 
@@ -23,7 +24,7 @@ def steps(
     config: EngineConfig = CONFIG, *, max_model_len: int = 100, vision: VisionInput | None = VISION
 ) -> list[ScheduledBatch]:
     return largest_steps(
-        config, max_model_len=max_model_len, num_groups=6, vocab_size=512, vision=vision
+        config, max_model_len=max_model_len, windows=WINDOWS, vocab_size=512, vision=vision
     )
 
 
