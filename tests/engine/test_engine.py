@@ -136,18 +136,17 @@ def test_out_of_memory_ends_the_newest_requests_until_the_step_fits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     runner = ScriptedRunner("Paris", before_step=out_of_memory_above(10))
-    engine = make_engine(runner, max_num_seqs=4)
-    for key, n in enumerate((1, 1, 2)):  # five tokens a prompt: all together twenty
-        engine.add(make_request(key, n=n))
+    engine = make_engine(runner, max_num_seqs=4, prefill_chunk_size=20)
+    for key, prompt in enumerate(("hello", "howdy", "salut", "guten")):  # twenty tokens
+        engine.add(make_request(key, prompt=prompt))
     with caplog.at_level(logging.CRITICAL):
-        (failure,) = engine.step()
-    assert (failure.key, str(failure.error)[:28]) == (2, "The server ran out of memory")
+        failures = [*engine.step(), *engine.step()]
+    assert [(f.key, str(f.error)[:28]) for f in failures] == [
+        (3, "The server ran out of memory"),
+        (2, "The server ran out of memory"),
+    ]
     assert engine.stats.num_failed_steps_in_a_row == 0
-    results = run(engine)
-    assert {key: result.text for key, result in results.items()} == {
-        (0, 0): "Paris",
-        (1, 0): "Paris",
-    }
+    assert {key: r.text for key, r in run(engine).items()} == {(0, 0): "Paris", (1, 0): "Paris"}
     assert engine.stats.num_free_blocks == engine.stats.num_blocks
 
 
@@ -176,6 +175,6 @@ def test_out_of_memory_in_mid_decode_costs_the_others_no_token() -> None:
             raise MemoryError
 
     engine = make_engine(ScriptedRunner("Paris", before_step=fail_once))
-    engine.add(make_request(0))
-    engine.add(make_request(1))
+    engine.add(make_request(0, prompt="hello"))
+    engine.add(make_request(1, prompt="howdy"))
     assert {key: r.text for key, r in run(engine).items()} == {(0, 0): "Paris", (1, 0): "Pa"}
