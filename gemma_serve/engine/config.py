@@ -21,15 +21,16 @@ class EngineConfig:
     """Tokens per block of the KV cache."""
     kv_cache_memory_bytes: int | None = None
     """Memory for keys and values; ``None``: sized from the device and ``max_model_len``."""
+    vision_cache_memory_bytes: int | None = None
+    """Memory for features of images seen lately; 0 keeps none, ``None``: sized from the device."""
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "prefill_chunk_size", "block_size"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_queued_requests < 0:
-            raise ConfigurationError(
-                f"max_queued_requests must not be negative, got {self.max_queued_requests}"
-            )
+        for name in ("max_queued_requests", "vision_cache_memory_bytes"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigurationError(
                 f"max_model_len must hold a prompt and an answer: at least 2, "

@@ -109,7 +109,9 @@ class Engine:
         self._scheduler.remove(self._unfinished.pop(key, []))
 
     def step(self) -> list[StepOutput]:
-        """Compute one step. A failure ends the requests of that step and no others."""
+        """Compute one step. A failure ends the requests of that step and no others, and where
+        memory did not suffice, only the newest of them.
+        """
         batch = self._scheduler.schedule()
         if batch is None:
             return []
@@ -117,11 +119,13 @@ class Engine:
             token_ids = self._runner.run(batch)
             self._scheduler.mark_computed(batch)
             outputs = self._take_in(batch, token_ids)
+        except MemoryError as error:
+            return self._shed_newest(batch, error)
         except Exception:
             # The boundary between one step and the next: the engine must outlive any request.
             logger.exception("a step of %d sequences failed", len(batch.scheduled))
             self._num_failed_steps_in_a_row += 1
-            return self._fail({s.sequence.request_key for s in batch.scheduled})
+            return self._fail({s.sequence.request_key for s in batch.scheduled}, _failure())
         self._num_failed_steps_in_a_row = 0
         return outputs
 
@@ -181,11 +185,33 @@ class Engine:
         if not siblings:
             del self._unfinished[sequence.request_key]
 
-    def _fail(self, keys: Collection[int]) -> list[StepOutput]:
+    def _shed_newest(self, batch: ScheduledBatch, error: MemoryError) -> list[StepOutput]:
+        """Fail the newest request. The others are scheduled again as if nothing had been run."""
+        newest = max(batch.scheduled, key=lambda s: s.sequence.arrival).sequence.request_key
+        keys = {s.sequence.request_key for s in batch.scheduled}
+        logger.error(
+            "out of memory in a step of %d requests; the newest fails, so that %d go on. Lower "
+            "kv_cache_memory, max_num_seqs or prefill_chunk_size: %s",
+            len(keys),
+            len(keys) - 1,
+            error,
+        )
+        if keys == {newest}:  # else the next, smaller step may well work
+            self._num_failed_steps_in_a_row += 1
+        return self._fail({newest}, _out_of_memory())
+
+    def _fail(self, keys: Collection[int], error: GenerationError) -> list[StepOutput]:
         for key in keys:
             self.abort(key)
-        return [StepOutput(key, error=_failure()) for key in keys]
+        return [StepOutput(key, error=error) for key in keys]
 
 
 def _failure() -> GenerationError:
     return GenerationError("The model failed while it worked on this request. Please try again.")
+
+
+def _out_of_memory() -> GenerationError:
+    return GenerationError(
+        "The server ran out of memory while it worked on this request. Please try again later, or "
+        "with a shorter prompt."
+    )

@@ -11,5 +11,7 @@ class ModelRunner(Protocol):
     def run(self, batch: ScheduledBatch) -> list[int]:
         """Compute the batch's tokens into the cache; one sampled id per ``batch.sampling``.
 
-        Any exception fails the batch's requests, and those only.
+        A ``MemoryError`` fails the batch's newest request; the others are computed again, so it
+        must leave nothing behind but keys and values in their slots. Any other exception fails the
+        batch's requests, and those only.
         """

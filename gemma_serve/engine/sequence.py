@@ -1,6 +1,7 @@
 """One generation in progress, and the prompt it started from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from gemma_serve.engine.block_manager import BlockTable
 from gemma_serve.engine.detokenizer import Detokenizer
@@ -16,6 +17,12 @@ class ImageSpan:
     num_tokens: int
     view: bytes
     """As in ``messages.ImagePart``; the engine hands it through to the model runner."""
+    digest: bytes = field(init=False, repr=False)
+    """Names the view by its content. Made with the span, so off the engine thread: hashing the 2.4
+    MB of a view of 896 pixels takes about 3 ms."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", blake2b(self.view, digest_size=32).digest())
 
     @property
     def end(self) -> int:

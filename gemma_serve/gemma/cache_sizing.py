@@ -1,16 +1,14 @@
-"""How many blocks the KV cache gets."""
+"""How much memory the caches get, in plain numbers."""
 
 import logging
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
-
-import torch
-from transformers import Gemma3TextConfig
 
 from gemma_serve.engine.block_manager import max_blocks_held
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.errors import ConfigurationError
-from gemma_serve.gemma.attention.sdpa import MAX_GATHERED_KEYS
-from gemma_serve.gemma.dummy import Gemma3Model
 from gemma_serve.gemma.kv_cache import CacheLayout
 
 logger = logging.getLogger(__name__)
@@ -22,85 +20,115 @@ _CPU_CACHE_BYTES: Final = 1 * _GIB
 """Unless the operator says more. Memory is touched only as sequences use it."""
 
 _GPU_MEMORY_SHARE: Final = 0.95
-"""Of what is left beside weights and activations; the rest goes to fragmentation."""
+"""Of what is left beside weights and the largest step; the rest goes to fragmentation."""
+
+_CPU_VISION_CACHE_BYTES: Final = 256 * _MIB
+_GPU_VISION_CACHE_SHARE: Final = 0.01
+
+_USUAL_CHAT_LEN: Final = 8192
+"""Tokens of the chats that the start-up log counts in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """What one GPU has to give to the cache of keys and values."""
+
+    free_bytes: int
+    """With the weights loaded and nothing else."""
+    step_bytes: int
+    """What the largest step takes at its peak."""
+    vision_cache_bytes: int = 0
+    """What features of images may take here."""
+    num_planes: int
+    """Planes of the cache that lie here."""
+
+
+def gpu_cache_bytes(devices: Iterable[DeviceMemory]) -> int:
+    """Memory for keys and values over all ``devices``, at least one of which has planes.
+
+    Every block has a part in every plane, so the fullest device decides.
+    """
+    holding = [device for device in devices if device.num_planes]
+    per_plane = min(
+        (device.free_bytes - device.step_bytes - device.vision_cache_bytes) // device.num_planes
+        for device in holding
+    )
+    num_planes = sum(device.num_planes for device in holding)
+    return max(0, int(per_plane * num_planes * _GPU_MEMORY_SHARE))
+
+
+def cpu_cache_bytes(layout: CacheLayout, config: EngineConfig, *, max_model_len: int) -> int:
+    """A modest size, or what one sequence of ``max_model_len`` tokens needs if that is more."""
+    longest = _blocks_held(layout, config, max_model_len)
+    return max(_CPU_CACHE_BYTES, longest * layout.bytes_per_block(config.block_size))
+
+
+def vision_cache_bytes(config: EngineConfig, *, gpu_bytes: int | None) -> int:
+    """Memory for features of images. ``gpu_bytes``: all that the GPU has; ``None`` on a CPU."""
+    if config.vision_cache_memory_bytes is not None:
+        return config.vision_cache_memory_bytes
+    if gpu_bytes is None:
+        return _CPU_VISION_CACHE_BYTES
+    return int(gpu_bytes * _GPU_VISION_CACHE_SHARE)
 
 
 def num_cache_blocks(
-    layout: CacheLayout, model: Gemma3Model, config: EngineConfig, *, max_model_len: int
+    layout: CacheLayout, config: EngineConfig, *, budget_bytes: int, max_model_len: int
 ) -> int:
-    """Blocks in ``kv_cache_memory_bytes``, or else in what the device has to give.
+    """Blocks in ``budget_bytes``.
 
     Raises ``ConfigurationError`` if one sequence of ``max_model_len`` tokens does not fit.
     """
     bytes_per_block = layout.bytes_per_block(config.block_size)
     longest = _blocks_held(layout, config, max_model_len)
-    budget = config.kv_cache_memory_bytes
-    if budget is None:
-        budget = _default_budget(layout, model, config, max_model_len, longest * bytes_per_block)
-    num_blocks = budget // bytes_per_block
+    num_blocks = budget_bytes // bytes_per_block
     if num_blocks < longest:
         raise ConfigurationError(
-            f"The KV cache has {budget / _MIB:.1f} MiB, but one sequence of max_model_len="
-            f"{max_model_len} tokens needs {longest * bytes_per_block / _MIB:.1f} MiB. Lower "
-            "max_model_len, raise kv_cache_memory, or use a larger or another GPU."
+            f"The KV cache has {budget_bytes / _MIB:.1f} MiB, but one sequence of max_model_len="
+            f"{max_model_len} tokens needs {longest * bytes_per_block / _MIB:.1f} MiB: at most "
+            f"{max_tokens_held(layout, config, num_blocks)} tokens fit. Lower max_model_len, raise "
+            "kv_cache_memory, or use a larger or another GPU."
         )
-    chat_len = min(8192, max_model_len)
-    logger.info(
-        "KV cache: %.2f GiB in %d blocks of %d tokens; holds %d sequences of %d tokens",
-        num_blocks * bytes_per_block / _GIB,
-        num_blocks,
-        config.block_size,
-        num_blocks // _blocks_held(layout, config, chat_len),
-        chat_len,
-    )
     return num_blocks
 
 
-def activation_bytes(model: Gemma3Model, config: EngineConfig, *, max_model_len: int) -> int:
-    """An upper estimate of what a step needs beside weights and cache, on any one device.
-
-    Its largest parts are the keys and values that ``SdpaAttention`` gathers for the longest
-    sequence, once as they are read and once in the kernel's layout, and that chunk's mask.
-    """
-    text: Gemma3TextConfig = model.config.get_text_config()
-    itemsize = model.dtype.itemsize
-    group_size = text.num_attention_heads // text.num_key_value_heads
-    bytes_per_key = 2 * text.num_key_value_heads * text.head_dim * itemsize
-    num_tokens = config.prefill_chunk_size + config.max_num_seqs
-    gathered = 2 * max(max_model_len, MAX_GATHERED_KEYS) * bytes_per_key
-    mask = 2 * config.prefill_chunk_size * group_size * max_model_len * itemsize
-    hidden = 4 * num_tokens * (3 * text.intermediate_size + 4 * text.hidden_size)
-    logits = config.max_num_seqs * text.vocab_size * (itemsize + 8)  # and two float32 copies
-    return int(gathered + mask + hidden + logits + _vision_bytes(model, config))
-
-
-def _vision_bytes(model: Gemma3Model, config: EngineConfig) -> int:
-    """For as many images as one chunk can hold."""
-    vision = getattr(model.config, "vision_config", None)
-    if vision is None:
-        return 0
-    num_views = max(1, config.prefill_chunk_size // model.config.mm_tokens_per_image)
-    num_patches = (vision.image_size // vision.patch_size) ** 2
-    per_patch = 4 * (vision.intermediate_size + 4 * vision.hidden_size)
-    return int(num_views * num_patches * per_patch * model.dtype.itemsize)
-
-
-def _default_budget(
-    layout: CacheLayout,
-    model: Gemma3Model,
-    config: EngineConfig,
-    max_model_len: int,
-    longest_bytes: int,
-) -> int:
-    if layout.plane_devices[0].type != "cuda":
-        return max(_CPU_CACHE_BYTES, longest_bytes)
-    reserved = activation_bytes(model, config, max_model_len=max_model_len)
-    # Every block has a part on every device, so the fullest device decides.
-    per_plane = min(
-        (torch.cuda.mem_get_info(device)[0] - reserved) / layout.plane_devices.count(device)
-        for device in set(layout.plane_devices)
+def log_capacity(
+    layout: CacheLayout, config: EngineConfig, num_blocks: int, *, max_model_len: int
+) -> None:
+    """One line for the operator: how much there is, and how many chats it is good for."""
+    chat_len = min(_USUAL_CHAT_LEN, max_model_len)
+    num_chats = num_chats_held(layout, config, num_blocks, chat_len)
+    logger.info(
+        "KV cache: %.2f GiB, %d blocks of %d tokens: holds %d chats of %d tokens (%d tokens), "
+        "or one of %d",
+        num_blocks * layout.bytes_per_block(config.block_size) / _GIB,
+        num_blocks,
+        config.block_size,
+        num_chats,
+        chat_len,
+        num_chats * chat_len,
+        max_tokens_held(layout, config, num_blocks),
     )
-    return max(0, int(per_plane * len(layout.plane_devices) * _GPU_MEMORY_SHARE))
+
+
+def num_chats_held(
+    layout: CacheLayout, config: EngineConfig, num_blocks: int, num_tokens: int
+) -> int:
+    """Sequences of ``num_tokens`` tokens that can decode while the last one's prompt comes in.
+
+    A decoding sequence holds less than one whose prompt is computed: its windows are behind it.
+    """
+    arriving = _blocks_held(layout, config, num_tokens)
+    decoding = max_blocks_held(
+        num_tokens, chunk_size=1, block_size=config.block_size, windows=layout.windows
+    )
+    return 0 if num_blocks < arriving else 1 + (num_blocks - arriving) // decoding
+
+
+def max_tokens_held(layout: CacheLayout, config: EngineConfig, num_blocks: int) -> int:
+    """The longest sequence that ``num_blocks`` hold, in tokens."""
+    lengths = range(num_blocks * config.block_size + 1)
+    return bisect_right(lengths, num_blocks, key=lambda n: _blocks_held(layout, config, n)) - 1
 
 
 def _blocks_held(layout: CacheLayout, config: EngineConfig, num_tokens: int) -> int:

@@ -21,7 +21,13 @@ from transformers.models.gemma3.modeling_gemma3 import (
 )
 
 from gemma_serve.gemma.attention.paged import PagedAttention
-from gemma_serve.gemma.projections import Projection, feed_forward, projection
+from gemma_serve.gemma.dummy import Gemma3Model
+from gemma_serve.gemma.projections import (
+    Projection,
+    feed_forward,
+    output_projection,
+    projection,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +57,20 @@ class _Rotation:
 
 
 class Decoder:
-    """The layers of one model, on their devices, with the final norm."""
+    """The layers of one model, on their devices, and its head.
 
-    def __init__(self, text_model: Gemma3TextModel) -> None:
+    Takes the weights over (``projections``), so there is one of it for each model.
+    """
+
+    def __init__(self, model: Gemma3Model) -> None:
+        text_model: Gemma3TextModel = model.get_decoder()
         config = text_model.config
         self._rotary = text_model.rotary_emb
         self._layers = [_Layer(layer, index) for index, layer in enumerate(text_model.layers)]
         self._layer_types: Sequence[str] = config.layer_types
         self._norm = _Norm.of(text_model.norm)
-        self.dtype = text_model.norm.weight.dtype
+        self._head = output_projection(model.lm_head)
+        self._dtype = text_model.norm.weight.dtype
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: PagedAttention) -> Tensor:
         """Hidden states before the final norm, ``[num_tokens, hidden_size]`` float32.
@@ -80,9 +91,9 @@ class Decoder:
             layer.add_to(hidden, rotations[layer_type], attention)
         return hidden
 
-    def normalize(self, hidden: Tensor) -> Tensor:
-        """What the output projection takes, of some rows of what ``forward`` gave."""
-        return self._norm(hidden.to(self._norm.weight.device)).to(self.dtype)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[num_rows, vocab_size]`` of some rows of what ``forward`` gave."""
+        return self._head(self._norm(hidden).to(self._dtype))
 
 
 class _Norm:

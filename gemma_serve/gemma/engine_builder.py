@@ -1,5 +1,7 @@
 """Puts cache, scheduler, sampler and runner of one loaded model together."""
 
+from collections.abc import Callable
+
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, Vocabulary
@@ -8,39 +10,53 @@ from gemma_serve.engine.scheduler import Scheduler
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
-from gemma_serve.gemma.cache_sizing import num_cache_blocks
+from gemma_serve.gemma.cache_budget import kv_cache_budget, vision_cache_budget
+from gemma_serve.gemma.cache_sizing import log_capacity, num_cache_blocks
+from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.forbidden_tokens import forbidden_token_ids
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.gemma.model_runner import GemmaModelRunner
+from gemma_serve.gemma.out_of_memory import memory_errors
 from gemma_serve.gemma.token_bytes import token_bytes
 
 
 def build_engine(
     gemma: LoadedGemma, config: EngineConfig, attention: type[PagedAttention] = SdpaAttention
 ) -> Engine:
-    """Put cache, scheduler, sampler and runner of one loaded model together."""
+    """Put cache, scheduler, sampler and runner of one loaded model together.
+
+    Raises ``ConfigurationError`` if the devices cannot hold what ``config`` asks for.
+    """
     _check_images_fit(gemma, config)
     longest = max_model_len(gemma, config)
-    text_model = gemma.model.get_decoder()
-    layout = CacheLayout.of(
-        text_model.config,
-        [layer.self_attn.q_proj.weight.device for layer in text_model.layers],
-        gemma.model.dtype,
-    )
-    num_blocks = num_cache_blocks(layout, gemma.model, config, max_model_len=longest)
-    cache = KVCache(layout, num_blocks=num_blocks, block_size=config.block_size)
-    block_manager = BlockManager(
-        num_blocks=num_blocks, block_size=config.block_size, windows=layout.windows
-    )
+    layout = _cache_layout(gemma)
     vocab_size = gemma.model.lm_head.out_features
     sampler = Sampler(
         vocab_size=vocab_size,
         forbidden_token_ids=forbidden_token_ids(gemma.tokenizer, vocab_size),
         device=gemma.model.lm_head.weight.device,
     )
+    vision_bytes = vision_cache_budget(gemma, config)
+    decoder = Decoder(gemma.model)
+
+    def make_runner(num_blocks: int) -> GemmaModelRunner:
+        cache = KVCache(layout, num_blocks=num_blocks, block_size=config.block_size)
+        return GemmaModelRunner(
+            gemma, decoder, cache, sampler, attention, vision_cache_bytes=vision_bytes
+        )
+
+    budget = kv_cache_budget(
+        gemma, layout, config, max_model_len=longest, make_runner=lambda: make_runner(1)
+    )
+    num_blocks = num_cache_blocks(layout, config, budget_bytes=budget, max_model_len=longest)
+    runner = _with_room(lambda: make_runner(num_blocks), budget)
+    log_capacity(layout, config, num_blocks, max_model_len=longest)
+    block_manager = BlockManager(
+        num_blocks=num_blocks, block_size=config.block_size, windows=layout.windows
+    )
     return Engine(
-        runner=GemmaModelRunner(gemma, cache, sampler, attention),
+        runner=runner,
         scheduler=Scheduler(
             block_manager=block_manager,
             max_num_seqs=config.max_num_seqs,
@@ -66,6 +82,23 @@ def max_model_len(gemma: LoadedGemma, config: EngineConfig) -> int:
             f"{gemma.max_model_len} tokens."
         )
     return config.max_model_len
+
+
+def _cache_layout(gemma: LoadedGemma) -> CacheLayout:
+    text_model = gemma.model.get_decoder()
+    layer_devices = [layer.self_attn.q_proj.weight.device for layer in text_model.layers]
+    return CacheLayout.of(text_model.config, layer_devices, gemma.model.dtype)
+
+
+def _with_room(make_runner: Callable[[], GemmaModelRunner], num_bytes: int) -> GemmaModelRunner:
+    try:
+        with memory_errors():
+            return make_runner()
+    except MemoryError as error:
+        raise ConfigurationError(
+            f"The KV cache should have {num_bytes / 2**20:.1f} MiB, which are not free: lower "
+            f"kv_cache_memory, or leave it out to take what there is. ({error})"
+        ) from error
 
 
 def _check_images_fit(gemma: LoadedGemma, config: EngineConfig) -> None:

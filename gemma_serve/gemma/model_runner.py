@@ -4,15 +4,18 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
+from gemma_serve.engine.sequence import ImageSpan
 from gemma_serve.gemma.attention.paged import PagedAttention
+from gemma_serve.gemma.attention.sdpa import SDPA_KERNELS
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.kv_cache import KVCache
 from gemma_serve.gemma.loading import LoadedGemma
-from gemma_serve.gemma.projections import output_projection
+from gemma_serve.gemma.out_of_memory import memory_errors
 from gemma_serve.gemma.vision import VisionEncoder
 
 
@@ -22,48 +25,54 @@ class GemmaModelRunner:
     def __init__(
         self,
         gemma: LoadedGemma,
+        decoder: Decoder,
         cache: KVCache,
         sampler: Sampler,
         attention: type[PagedAttention],
+        *,
+        vision_cache_bytes: int = 0,
     ) -> None:
         model = gemma.model
-        text_model = model.get_decoder()
-        self._embed_tokens = text_model.embed_tokens
-        self._decoder = Decoder(text_model)
-        self._lm_head = output_projection(model.lm_head)
+        self._embed_tokens = model.get_decoder().embed_tokens
+        self._decoder = decoder
         self._cache = cache
         self._sampler = sampler
         self._attention = attention
         self._vision = (
-            VisionEncoder(model, image_mean=gemma.image_mean, image_std=gemma.image_std)
+            VisionEncoder(
+                model,
+                image_mean=gemma.image_mean,
+                image_std=gemma.image_std,
+                cache_bytes=vision_cache_bytes,
+            )
             if gemma.vision
             else None
         )
         self._device = self._embed_tokens.weight.device
 
+    @memory_errors()
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[int]:
         """As ``engine.model_runner.ModelRunner.run``."""
         hidden_states = self._forward(batch)
         if not batch.sampling:
             return []
-        # [num_sampling, vocab_size]
-        logits = self._logits(hidden_states[_sampling_rows(batch)])
+        # A list as index would be copied to the device only after all of the step has run there.
+        rows = torch.tensor(_sampling_rows(batch)).to(hidden_states.device, non_blocking=True)
+        logits = self._decoder.logits(hidden_states[rows])  # [num_sampling, vocab_size]
         return self._sampler.sample(logits, [s.sequence.sampling_state for s in batch.sampling])
 
     @torch.inference_mode()
     def logits(self, batch: ScheduledBatch) -> Tensor:
         """The logits of every token of the batch, ``[num_tokens, vocab_size]``; for comparisons."""
-        return self._logits(self._forward(batch))
+        return self._decoder.logits(self._forward(batch))
 
-    def _logits(self, hidden_states: Tensor) -> Tensor:
-        return self._lm_head(self._decoder.normalize(hidden_states))
-
+    @sdpa_kernel([*SDPA_KERNELS])
     def _forward(self, batch: ScheduledBatch) -> Tensor:
         """Compute keys and values. Returns what ``Decoder.forward`` does."""
         return self._decoder.forward(
             self._embed(batch),
-            _positions(batch).to(self._device),
+            _positions(batch).to(self._device, non_blocking=True),
             self._attention(self._cache, _chunks(batch)),
         )
 
@@ -73,10 +82,10 @@ class GemmaModelRunner:
         embed_tokens = self._embed_tokens
         # Soft tokens may lie beyond the vocabulary; their rows are overwritten below.
         token_ids = torch.where(token_ids < embed_tokens.num_embeddings, token_ids, 0)
-        embeddings: Tensor = embed_tokens(token_ids.to(self._device))
+        embeddings: Tensor = embed_tokens(token_ids.to(self._device, non_blocking=True))
         spans = _image_rows(batch)
         if spans and self._vision is not None:
-            features = self._vision.encode([view for _, view in spans])
+            features = self._vision.encode([image for _, image in spans])
             for (rows, _), of_view in zip(spans, features, strict=True):
                 embeddings[rows] = of_view.to(embeddings)
         return embeddings
@@ -98,10 +107,10 @@ def _positions(batch: ScheduledBatch) -> Tensor:
     return torch.cat([torch.arange(s.start, s.end) for s in batch.scheduled])
 
 
-def _image_rows(batch: ScheduledBatch) -> list[tuple[slice, bytes]]:
-    """Where each image's features go, and its view."""
+def _image_rows(batch: ScheduledBatch) -> list[tuple[slice, ImageSpan]]:
+    """Where each image's features go."""
     return [
-        (slice(row + image.start - s.start, row + image.end - s.start), image.view)
+        (slice(row + image.start - s.start, row + image.end - s.start), image)
         for row, s in _rows(batch)
         for image in s.images
     ]

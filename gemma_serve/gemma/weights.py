@@ -29,7 +29,12 @@ _GIB: Final = 1024**3
 _MAX_SHARE_OF_ONE_GPU: Final = 0.6
 """Weights that take no more of a GPU's free memory leave room for the keys and values of many
 chats. On one GPU they are faster: where several share the layers, each waits for the others."""
-_WHOLE: Final = ["Gemma3DecoderLayer", "SiglipEncoderLayer", "SiglipVisionEmbeddings"]
+WHOLE: Final = [
+    "Gemma3DecoderLayer",
+    "Gemma3MultiModalProjector",
+    "SiglipEncoderLayer",
+    "SiglipVisionEmbeddings",
+]
 """Modules whose parts need each other on one device."""
 _WEIGHTS_BAR: Final = "Loading weights"  # transformers' name for it
 
@@ -100,8 +105,8 @@ def share_layers(
         logger.info("%s fits one GPU: the other %d stay unused", name, len(free_bytes) - 1)
         return {"": torch.device("cuda", 0)}
     # accelerate balances the layers, the last GPU's limit aside.
-    max_memory = get_balanced_memory(model, dict(enumerate(free_bytes)), _WHOLE)
-    device_map = infer_auto_device_map(model, max_memory, no_split_module_classes=_WHOLE)
+    max_memory = get_balanced_memory(model, dict(enumerate(free_bytes)), WHOLE)
+    device_map = infer_auto_device_map(model, max_memory, no_split_module_classes=WHOLE)
     if {"cpu", "disk"}.intersection(device_map.values()):
         free = ", ".join(f"{free / _GIB:.1f}" for free in free_bytes)
         raise ConfigurationError(

@@ -81,6 +81,14 @@ def test_sizes_have_units() -> None:
     assert limits.images.max_bytes == 1000
 
 
+def test_images_may_be_forgotten_at_once_but_a_cache_for_keys_and_values_is_needed() -> None:
+    settings = AppSettings.model_validate({"vision_cache_memory": 0})
+    assert settings.to_engine_config().vision_cache_memory_bytes == 0
+    assert mistakes_of({"kv_cache_memory": 0}) == [
+        "kv_cache_memory: should be greater than 0, got 0"
+    ]
+
+
 def test_served_name_is_the_checkpoints_unless_set() -> None:
     model = "/srv/models/gemma-3-4b-it"
     assert AppSettings(model=model).model_name == "gemma-3-4b-it"

@@ -22,14 +22,23 @@ def spell(text: str) -> tuple[int, ...]:
 
 
 class ScriptedRunner:
-    """Gives each sequence the next letter of ``script``, or what ``script`` returns for it."""
+    """Gives each sequence the next letter of ``script``, or what ``script`` returns for it.
 
-    def __init__(self, script: str | Callable[[Sequence], int]) -> None:
+    ``before_step`` may raise what a device would.
+    """
+
+    def __init__(
+        self,
+        script: str | Callable[[Sequence], int],
+        before_step: Callable[[ScheduledBatch], None] = lambda _: None,
+    ) -> None:
         self._script = script
+        self._before_step = before_step
         self.batches: list[ScheduledBatch] = []
 
     def run(self, batch: ScheduledBatch) -> list[int]:
         self.batches.append(batch)
+        self._before_step(batch)
         return [self._next_token(s.sequence) for s in batch.sampling]
 
     def _next_token(self, sequence: Sequence) -> int:

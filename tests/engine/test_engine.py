@@ -1,8 +1,10 @@
 import logging
+from collections.abc import Callable
 
 import pytest
 
 from gemma_serve.engine.engine import Engine
+from gemma_serve.engine.scheduler import ScheduledBatch
 from gemma_serve.engine.sequence import Sequence
 from gemma_serve.generation import FinishReason, GenerationDelta
 from tests.engine.builders import ScriptedRunner, make_block_manager, make_engine, make_request
@@ -118,3 +120,61 @@ def test_a_failed_step_ends_its_own_requests_and_the_engine_goes_on(
     assert run(engine)[1, 0].finish_reason is FinishReason.STOP
     assert engine.stats.num_failed_steps_in_a_row == 0
     assert engine.stats.num_free_blocks == engine.stats.num_blocks
+
+
+def out_of_memory_above(num_tokens: int) -> Callable[[ScheduledBatch], None]:
+    """A device that holds the activations of so many tokens."""
+
+    def check(batch: ScheduledBatch) -> None:
+        if sum(s.end - s.start for s in batch.scheduled) > num_tokens:
+            raise MemoryError("Tried to allocate 2.00 GiB.")
+
+    return check
+
+
+def test_out_of_memory_ends_the_newest_requests_until_the_step_fits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runner = ScriptedRunner("Paris", before_step=out_of_memory_above(10))
+    engine = make_engine(runner, max_num_seqs=4, prefill_chunk_size=20)
+    for key, prompt in enumerate(("hello", "howdy", "salut", "guten")):  # twenty tokens
+        engine.add(make_request(key, prompt=prompt))
+    with caplog.at_level(logging.CRITICAL):
+        failures = [*engine.step(), *engine.step()]
+    assert [(f.key, str(f.error)[:28]) for f in failures] == [
+        (3, "The server ran out of memory"),
+        (2, "The server ran out of memory"),
+    ]
+    assert engine.stats.num_failed_steps_in_a_row == 0
+    assert {key: r.text for key, r in run(engine).items()} == {(0, 0): "Paris", (1, 0): "Paris"}
+    assert engine.stats.num_free_blocks == engine.stats.num_blocks
+
+
+def test_a_request_too_large_for_memory_by_itself_ends_and_counts_as_a_failed_step(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = make_engine(ScriptedRunner("Paris", before_step=out_of_memory_above(4)))
+    engine.add(make_request(0))
+    with caplog.at_level(logging.ERROR):
+        (failure,) = engine.step()
+    assert failure.error is not None
+    assert engine.stats.num_failed_steps_in_a_row == 1
+    assert "out of memory in a step of 1 requests" in caplog.text
+    engine.add(make_request(1, prompt="hey"))
+    assert run(engine)[1, 0].text == "Paris"
+    assert engine.stats.num_failed_steps_in_a_row == 0
+
+
+def test_out_of_memory_in_mid_decode_costs_the_others_no_token() -> None:
+    num_steps = 0
+
+    def fail_once(_: ScheduledBatch) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 3:
+            raise MemoryError
+
+    engine = make_engine(ScriptedRunner("Paris", before_step=fail_once))
+    engine.add(make_request(0, prompt="hello"))
+    engine.add(make_request(1, prompt="howdy"))
+    assert {key: r.text for key, r in run(engine).items()} == {(0, 0): "Paris", (1, 0): "Pa"}

@@ -9,6 +9,7 @@ from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs
 from gemma_serve.gemma.attention.paged import PagedAttention
+from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.dummy import Gemma3Model
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.loading import LoadedGemma
@@ -65,7 +66,7 @@ def paged_logits(
     blocks = BlockManager(num_blocks=2000, block_size=BLOCK_SIZE, windows=layout.windows)
     cache = KVCache(layout, num_blocks=2000, block_size=BLOCK_SIZE)
     sampler = Sampler(vocab_size=model.lm_head.out_features, forbidden_token_ids=(), device=device)
-    runner = GemmaModelRunner(gemma, cache, sampler, attention)
+    runner = GemmaModelRunner(gemma, Decoder(model), cache, sampler, attention)
     scheduler = make_scheduler(blocks, prefill_chunk_size=chunk_size)
     logits: list[list[Tensor]] = [[] for _ in prompts]
     for arrival, inputs in enumerate(prompts):

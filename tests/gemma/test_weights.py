@@ -7,7 +7,7 @@ import torch
 
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.dummy import Gemma3Model, dummy_config, empty_model
-from gemma_serve.gemma.weights import share_layers
+from gemma_serve.gemma.weights import WHOLE, share_layers
 
 GIB = 1024**3
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -34,6 +34,15 @@ def test_large_model_is_spread_in_whole_layers() -> None:
     assert len(layers) == 34
     assert {part.count(".") for part in layers} == {3}
     assert device_map["lm_head"] == device_map["model.language_model.embed_tokens"]
+
+
+def test_nothing_that_computes_with_weights_of_its_own_and_of_its_parts_is_ever_split() -> None:
+    """accelerate moves the input of each part, but not what the whole computes between them."""
+    model = shapes_of("4b")
+    for name, module in model.named_modules():
+        if list(module.parameters(recurse=False)) and list(module.children()):
+            parents = [model.get_submodule(name.rsplit(".", n)[0]) for n in range(name.count("."))]
+            assert {type(m).__name__ for m in (module, *parents)} & set(WHOLE), name
 
 
 def test_model_that_fits_no_gpus_is_refused_with_numbers() -> None:

@@ -45,7 +45,7 @@ class PagedAttention(ABC):
             slots = torch.cat(
                 [sequence_slots(c.blocks[group], c.start, c.end, block_size) for c in self._chunks]
             )
-            self._slots[group, device] = slots.to(device)
+            self._slots[group, device] = slots.to(device, non_blocking=True)
         return self._slots[group, device]
 
     def _window(self, layer: int) -> int | None:

@@ -7,9 +7,11 @@ want the keys repeated per head, which for a long chat is gigabytes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
 from gemma_serve.gemma.attention.paged import PagedAttention, sequence_slots
@@ -24,6 +26,14 @@ _FREE_PADDED_KEYS = 256
 
 MAX_GATHERED_KEYS = 32_768
 """Keys that one decode batch reads, unless a single sequence has more: 256 MiB of a 27B layer."""
+
+SDPA_KERNELS: Final = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+"""All but cuDNN's, which torch prefers on Hopper and Blackwell. It takes tens of milliseconds to
+prepare for each new number of keys, and a chat has a new one at every token (pytorch#155958)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class SdpaAttention(PagedAttention):
     """Decoding sequences of similar length in padded batches, each longer segment by itself.
 
     Index tensors and masks are made once per step, group and device, and shared by their layers.
+    They are copied without waiting, which would let a GPU run dry in the middle of the step.
     """
 
     def __init__(self, cache: KVCache, chunks: Sequence[Chunk]) -> None:
@@ -172,8 +183,9 @@ class SdpaAttention(PagedAttention):
         slots = table.gather(1, entries // block_size) * block_size + entries % block_size
         bias = None
         if min(num_keys) < max(num_keys):
-            bias = _bias(ranks >= lengths, self._cache.layout.dtype)[:, None, None].to(device)
-        return _DecodeBatch(_rows(batch, device), slots.to(device), bias)
+            bias = _bias(ranks >= lengths, self._cache.layout.dtype)[:, None, None]
+            bias = bias.to(device, non_blocking=True)
+        return _DecodeBatch(_rows(batch, device), slots.to(device, non_blocking=True), bias)
 
     def _plan_prefill(
         self, chunk: Chunk, segment: Segment, group: int, device: torch.device
@@ -184,7 +196,7 @@ class SdpaAttention(PagedAttention):
         )
         bias = self._segment_bias(segment, window, device)
         is_causal = segment.causal and bias is None
-        return _Prefill(segment.rows, slots.to(device), bias, is_causal)
+        return _Prefill(segment.rows, slots.to(device, non_blocking=True), bias, is_causal)
 
     def _segment_bias(
         self, segment: Segment, window: int | None, device: torch.device
@@ -192,8 +204,8 @@ class SdpaAttention(PagedAttention):
         key = (segment, window, device)
         if key not in self._biases:
             hidden = _hidden_keys(segment, window)
-            bias = None if hidden is None else _bias(hidden, self._cache.layout.dtype).to(device)
-            self._biases[key] = bias
+            bias = None if hidden is None else _bias(hidden, self._cache.layout.dtype)
+            self._biases[key] = None if bias is None else bias.to(device, non_blocking=True)
         return self._biases[key]
 
 
@@ -201,7 +213,7 @@ def _rows(batch: Sequence[Chunk], device: torch.device) -> Tensor | slice:
     rows = [chunk.row for chunk in batch]
     if rows == list(range(rows[0], rows[0] + len(rows))):
         return slice(rows[0], rows[0] + len(rows))  # a view instead of a copy in every layer
-    return torch.tensor(rows).to(device)
+    return torch.tensor(rows).to(device, non_blocking=True)
 
 
 def _hidden_keys(segment: Segment, window: int | None) -> Tensor | None:

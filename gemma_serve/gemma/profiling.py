@@ -1,0 +1,128 @@
+"""Runs the largest steps that can come, to see how much memory they take beside the weights."""
+
+from collections.abc import Callable, Collection, Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from gemma_serve.engine.block_manager import BlockManager, BlockTable
+from gemma_serve.engine.config import EngineConfig
+from gemma_serve.engine.detokenizer import Detokenizer
+from gemma_serve.engine.model_runner import ModelRunner
+from gemma_serve.engine.sampling_state import SamplingState
+from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
+from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
+from gemma_serve.generation import SamplingParams, VisionInput
+
+
+def largest_steps(
+    config: EngineConfig,
+    *,
+    max_model_len: int,
+    windows: Seq[int | None],
+    vocab_size: int,
+    vision: VisionInput | None,
+) -> list[ScheduledBatch]:
+    """The step with the most text and, if there is ``vision``, the one with the most images.
+
+    One sequence computes the last chunk of the longest prompt while all others decode at the end of
+    the context, whose last token is never computed. Sampling is the costliest there is. Every
+    token's keys and values lie in block 0: how much a step reads matters, not what, so that a cache
+    of one block will do.
+    """
+    longest = max_model_len - 1
+    num_chunk_tokens = min(config.prefill_chunk_size, longest)
+    prompts = [PromptInputs((0,) * longest)]
+    if vision is not None and vision.tokens_per_view <= num_chunk_tokens:
+        images = _images(longest - num_chunk_tokens, longest, vision)
+        prompts.append(PromptInputs((0,) * longest, images))
+
+    blocks = BlockManager(num_blocks=1, block_size=config.block_size, windows=windows)
+
+    def sequence(arrival: int, prompt: PromptInputs) -> Sequence:
+        table = blocks.new_table()
+        table.groups = [[0] * -(-len(prompt.token_ids) // config.block_size) for _ in windows]
+        return _sequence(arrival, prompt, table, vocab_size)
+
+    # Of different lengths, so that batches of them are padded and masked.
+    decoding = [
+        _scheduled(sequence(i, PromptInputs((0,) * max(1, longest - i))), num_tokens=1)
+        for i in range(1, config.max_num_seqs)
+    ]
+    return [
+        ScheduledBatch((*decoding, _scheduled(sequence(0, prompt), num_tokens=num_chunk_tokens)))
+        for prompt in prompts
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUse:
+    """``free_bytes``: of the GPU, with the weights loaded. ``step_bytes``: what the largest step
+    takes of them at its peak."""
+
+    free_bytes: int
+    step_bytes: int
+
+
+def measure_gpus(
+    make_runner: Callable[[], ModelRunner],
+    steps: Iterable[ScheduledBatch],
+    devices: Collection[torch.device],
+) -> dict[torch.device, GpuUse]:
+    """Run ``steps`` on a runner of their own, which is gone afterwards, as is what they left.
+
+    ``devices``: the GPUs that hold the model. Raises ``MemoryError`` if one is too small.
+    """
+    torch.cuda.empty_cache()  # what loading the weights left behind
+    step_bytes = _peak_bytes(make_runner(), steps, devices)
+    torch.cuda.empty_cache()
+    # Only now: the libraries' own workspaces, which stay, were made by the first step.
+    return {
+        device: GpuUse(torch.cuda.mem_get_info(device)[0], step_bytes[device]) for device in devices
+    }
+
+
+def _peak_bytes(
+    runner: ModelRunner, steps: Iterable[ScheduledBatch], devices: Collection[torch.device]
+) -> dict[torch.device, int]:
+    for device in devices:
+        torch.cuda.reset_peak_memory_stats(device)
+    for step in steps:
+        runner.run(step)
+    return {
+        device: torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+        for device in devices
+    }
+
+
+def _images(start: int, end: int, vision: VisionInput) -> tuple[ImageSpan, ...]:
+    """As many as lie in ``[start, end)``, no two alike."""
+    num_bytes = 3 * vision.view_size**2
+    return tuple(
+        ImageSpan(first, vision.tokens_per_view, first.to_bytes(4, "big").ljust(num_bytes, b"\0"))
+        for first in range(start, end - vision.tokens_per_view + 1, vision.tokens_per_view)
+    )
+
+
+def _scheduled(sequence: Sequence, *, num_tokens: int) -> ScheduledSequence:
+    """Its last ``num_tokens``, from which it samples."""
+    end = len(sequence.token_ids)
+    return ScheduledSequence(sequence, end - num_tokens, end, samples=True)
+
+
+def _sequence(arrival: int, prompt: PromptInputs, table: BlockTable, vocab_size: int) -> Sequence:
+    # A limit that keeps nearly all tokens has all of them sorted, and a penalty copies them.
+    sampling = SamplingParams(top_k=vocab_size - 1, top_p=0.5, repetition_penalty=2.0)
+    return Sequence(
+        request_key=arrival,
+        index=0,
+        prompt=prompt,
+        sampling_state=SamplingState(sampling, seed=0, prompt_token_ids=()),
+        detokenizer=Detokenizer((), ()),
+        stop_token_ids=frozenset(),
+        max_total_tokens=len(prompt.token_ids),
+        block_table=table,
+        arrival=arrival,
+        token_ids=list(prompt.token_ids),
+    )

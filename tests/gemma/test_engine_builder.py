@@ -1,0 +1,85 @@
+"""What a whole engine over a tiny model does at its limits."""
+
+import logging
+from collections.abc import Sequence as Seq
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemma_serve.engine.config import EngineConfig
+from gemma_serve.engine.engine import Engine, EngineRequest
+from gemma_serve.engine.sequence import PromptInputs
+from gemma_serve.errors import ConfigurationError
+from gemma_serve.gemma.attention.sdpa import SdpaAttention
+from gemma_serve.gemma.attention.step import Chunk
+from gemma_serve.gemma.engine_builder import build_engine
+from gemma_serve.gemma.kv_cache import KVCache
+from gemma_serve.generation import SamplingParams
+from tests.gemma.harness import loaded, prompt
+from tests.tiny import tiny_text_model, tiny_vision_model
+
+CONFIG = EngineConfig(max_model_len=64, max_num_seqs=4, prefill_chunk_size=16, block_size=4)
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+def completions(engine: Engine, prompts: list[PromptInputs]) -> dict[int, tuple[int, ...]]:
+    """The completion of each prompt, or the part of it that came before a failure."""
+    token_ids: dict[int, tuple[int, ...]] = {}
+    for key, inputs in enumerate(prompts):
+        engine.add(EngineRequest(key=key, prompt=inputs, sampling=GREEDY))
+    while engine.has_work:
+        for output in engine.step():
+            for delta in output.deltas:
+                token_ids[output.key] = token_ids.get(output.key, ()) + delta.token_ids
+    return token_ids
+
+
+def out_of_memory_in(step: int) -> type[SdpaAttention]:
+    """Attention for which a device has not enough memory once, when it has written all keys."""
+
+    class OutOfMemoryOnce(SdpaAttention):
+        num_steps = 0
+
+        def __init__(self, cache: KVCache, chunks: Seq[Chunk]) -> None:
+            super().__init__(cache, chunks)
+            OutOfMemoryOnce.num_steps += 1
+
+        def _attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
+            if (self.num_steps, layer) == (step, 5):
+                raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
+            return super()._attend(layer, query, scale)
+
+    return OutOfMemoryOnce
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_the_survivors_of_an_out_of_memory_say_what_they_would_have_said(
+    step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of prompts and of answers; keys and values are written again as they were."""
+    gemma = loaded(tiny_vision_model())
+    prompts = [prompt(9, seed=1), prompt(30, images=[(4, 8)], seed=2), prompt(5, seed=3)]
+    undisturbed = completions(build_engine(gemma, CONFIG), prompts)
+    engine = build_engine(gemma, CONFIG, out_of_memory_in(step))
+    with caplog.at_level(logging.CRITICAL):
+        disturbed = completions(engine, prompts)
+    num_complete = sum(len(token_ids) == 8 for token_ids in disturbed.values())
+    assert num_complete == 2
+    for key, token_ids in disturbed.items():
+        assert token_ids == undisturbed[key][: len(token_ids)]
+    assert engine.stats.num_free_blocks == engine.stats.num_blocks
+
+
+def test_a_cache_larger_than_the_machine_is_refused_with_its_size() -> None:
+    config = EngineConfig(max_model_len=64, kv_cache_memory_bytes=1 << 60)
+    with pytest.raises(
+        ConfigurationError, match=r"1099511627776\.0 MiB, which are not free: lower"
+    ):
+        build_engine(loaded(tiny_text_model()), config)
+
+
+def test_start_up_says_once_what_the_cache_holds(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="gemma_serve"):
+        build_engine(loaded(tiny_text_model()), CONFIG)
+    assert [r.getMessage()[:31] for r in caplog.records] == ["KV cache: 1.00 GiB, 1048576 blo"]
