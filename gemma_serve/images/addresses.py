@@ -23,6 +23,7 @@ _NOT_PUBLIC_IPV4: Final = tuple(
 _GLOBAL_UNICAST_IPV6: Final = IPv6Network("2000::/3")
 # Tunnels name an IPv4 address that the writer of the URL chooses, and are out of use.
 _TUNNELS_IPV6: Final = (IPv6Network("2001::/32"), IPv6Network("2002::/16"))  # Teredo, 6to4
+_DOCUMENTATION_IPV6: Final = IPv6Network("3fff::/20")  # RFC 9637, newer than Python's tables
 _NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052; how IPv6-only networks reach IPv4
 
 
@@ -50,6 +51,7 @@ def is_public(address: IPAddress) -> bool:
     return (
         address.is_global
         and address in _GLOBAL_UNICAST_IPV6
+        and address not in _DOCUMENTATION_IPV6
         and not any(address in network for network in _TUNNELS_IPV6)
     )
 

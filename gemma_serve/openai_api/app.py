@@ -24,6 +24,7 @@ from gemma_serve.openai_api.error_responses import (
     handle_http_exception,
     handle_validation_error,
 )
+from gemma_serve.openai_api.json_bodies import JsonBodyRoute
 from gemma_serve.openai_api.middleware import ApiKeyCheck, BodyLimit, RequestContext
 from gemma_serve.openai_api.response_schemas import (
     ChatCompletion,
@@ -74,6 +75,7 @@ def build_app(
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
+    app.router.route_class = JsonBodyRoute
     _add_chat_routes(app, ChatCompletions(client, config, loader))
     _add_model_routes(app, client, config)
     _add_status_routes(app, client)
@@ -95,7 +97,12 @@ def _middleware(config: ApiConfig) -> list[Middleware]:
         )
     if config.api_keys:
         middleware.append(Middleware(ApiKeyCheck, api_keys=config.api_keys))
-    middleware.append(Middleware(BodyLimit, max_body_bytes=config.limits.max_body_bytes))
+    limits = config.limits
+    middleware.append(
+        Middleware(
+            BodyLimit, max_body_bytes=limits.max_body_bytes, body_timeout_s=limits.body_timeout_s
+        )
+    )
     return middleware
 
 

@@ -35,7 +35,7 @@ class ChatCompletions:
 
         Raises whatever keeps the request from being admitted, so that it becomes a real status.
         """
-        if body.model_extra:
+        if body.model_extra and logger.isEnabledFor(logging.DEBUG):
             logger.debug("ignored request_id=%s fields=%a", request_id, sorted(body.model_extra))
         check_model(body.model, self.config)
         request = await build_generation_request(

@@ -6,8 +6,10 @@ Clients replay whole assistant messages of any server, so unknown keys are skipp
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from gemma_serve.openai_api.field_types import Text
+from gemma_serve.openai_api.limits import MAX_CONTENT_PARTS
 
 
 class TextContentPart(BaseModel):
@@ -126,3 +128,24 @@ Message = Annotated[
     SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage,
     Field(discriminator="role"),
 ]
+
+
+def check_num_parts(messages: object) -> object:
+    """Refuse too many parts before any of them costs a check."""
+    if not isinstance(messages, list):
+        return messages
+    num_parts = sum(_num_parts(message) for message in messages)
+    if num_parts > MAX_CONTENT_PARTS:
+        raise PydanticCustomError(
+            "too_long",
+            "At most {limit} content parts and tool calls are allowed, not {length}",
+            {"limit": MAX_CONTENT_PARTS, "length": num_parts},
+        )
+    return messages
+
+
+def _num_parts(message: object) -> int:
+    if not isinstance(message, dict):
+        return 0
+    values = (message.get("content"), message.get("tool_calls"))
+    return sum(len(value) for value in values if isinstance(value, list))

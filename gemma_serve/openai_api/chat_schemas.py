@@ -6,10 +6,10 @@ clients of other servers send them, and logged.
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from gemma_serve.openai_api.chat_messages import Message
-from gemma_serve.openai_api.field_types import Bool, Int, Number, StopStrings, Text
+from gemma_serve.openai_api.chat_messages import Message, check_num_parts
+from gemma_serve.openai_api.field_types import Bool, Int, Number, StopStrings, Text, at_most
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
 INT64_MAX: Final = 2**63 - 1
@@ -24,9 +24,13 @@ Penalty = Annotated[Number, Field(ge=-2, le=2)]
 RepetitionPenalty = Annotated[Number, Field(ge=0.01, le=100)]
 TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 LogitBias = Annotated[
-    dict[TokenIdKey, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=MAX_TOKEN_IDS)
+    dict[TokenIdKey, Annotated[Number, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_TOKEN_IDS),
+    at_most(MAX_TOKEN_IDS),
 ]
-StopTokenIds = Annotated[list[Annotated[Int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS)]
+StopTokenIds = Annotated[
+    list[Annotated[Int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS), at_most(MAX_TOKEN_IDS)
+]
 
 
 class StreamOptions(BaseModel):
@@ -60,9 +64,10 @@ class ChatCompletionRequest(UnsupportedFields):
     model_config = ConfigDict(extra="allow")
 
     model: Text = Field(description="The served model's name, exactly.")
-    messages: list[Message] = Field(
+    messages: Annotated[list[Message], BeforeValidator(check_num_parts)] = Field(
         min_length=1,
         max_length=MAX_MESSAGES,
+        fail_fast=True,  # only the first mistake is told
         description="The chat so far, in any order of roles.",
     )
     max_completion_tokens: MaxTokens | None = Field(

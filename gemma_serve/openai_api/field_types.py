@@ -26,6 +26,24 @@ Text = Annotated[str, AfterValidator(_check_encodable)]
 """Anything that can be written as UTF-8, NUL included."""
 
 
+def at_most(limit: int) -> BeforeValidator:
+    """Refuse a longer list or object by its length, before any of its items costs a check.
+
+    pydantic counts the items that are valid: of a million invalid ones it would report each.
+    """
+
+    def check(value: object) -> object:
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise PydanticCustomError(
+                "too_long",
+                "At most {limit} items are allowed, not {length}",
+                {"limit": limit, "length": len(value)},
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
 def _string_as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -33,6 +51,7 @@ def _string_as_list(value: object) -> object:
 StopStrings = Annotated[
     list[Annotated[Text, Field(min_length=1, max_length=1024)]],
     Field(max_length=16),
+    at_most(16),
     BeforeValidator(_string_as_list, json_schema_input_type=str | list[str]),
 ]
 """A list, for which a single string may stand. Each is searched for after every token."""

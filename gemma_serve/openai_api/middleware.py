@@ -3,6 +3,7 @@
 Starlette's ``BaseHTTPMiddleware`` hides a client's leaving before the headers, so it is not used.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -90,11 +91,15 @@ class ApiKeyCheck:
 
 
 class BodyLimit:
-    """Answers 413 instead of reading a body without end, whether its length is told or not."""
+    """Answers 413 instead of reading a body without end, whether its length is told or not.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    A client that takes too long to send it gets a 408: it holds a place that others wait for.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, body_timeout_s: float) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,10 +110,19 @@ class BodyLimit:
             await error_response(PayloadTooLargeError(too_large))(scope, receive, send)
             return
         num_bytes = 0
+        deadline: float | None = asyncio.get_running_loop().time() + self._body_timeout_s
 
         async def receive_within_limit() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, deadline
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(
+                    408, f"The body did not come within {self._body_timeout_s:g} s"
+                ) from None
+            if not message.get("more_body", False):
+                deadline = None  # what comes now is the client's leaving
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_body_bytes:
                 # FastAPI makes a 400 of whatever else its reading of the body raises.

@@ -78,6 +78,6 @@ def _sentence(first: Mapping[str, Any], param: str) -> str:
 
 def _got(value: object) -> str:
     if value is None or isinstance(value, bool | int | float | str):
-        shown = ascii(value)
+        shown = ascii(value[: MAX_SHOWN_CHARS + 1] if isinstance(value, str) else value)
         return f", got {shown[:MAX_SHOWN_CHARS]}{'…' if len(shown) > MAX_SHOWN_CHARS else ''}"
     return ""

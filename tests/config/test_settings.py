@@ -45,6 +45,7 @@ def test_setting_of_several_types_says_all_that_it_may_be() -> None:
 
 
 def test_float16_is_refused_with_the_reason() -> None:
+    """vllm#14817, vllm#18733, mlx-lm#28: empty answers, or ``<pad>`` for ever."""
     assert mistakes_of({"dtype": "float16"}) == [
         "dtype: Gemma 3's activations overflow float16 and its answers come out empty; "
         "use bfloat16 or float32, got 'float16'"

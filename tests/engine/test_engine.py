@@ -38,6 +38,7 @@ def test_max_tokens_ends_with_length() -> None:
 
 
 def test_the_end_of_the_context_ends_with_length() -> None:
+    """llama.cpp#12357: shifting the context instead made gibberish."""
     engine = make_engine(ScriptedRunner("Paris"), max_model_len=7)
     engine.add(make_request(prompt="hello"))
     assert run(engine)[0, 0].text == "Pa"

@@ -57,14 +57,15 @@ def paged_logits(
     *,
     chunk_size: int,
     attention: type[PagedAttention],
+    block_size: int = BLOCK_SIZE,
 ) -> list[Tensor]:
     """Logits ``[num_tokens, vocab_size]`` of each prompt, all computed together in chunks."""
     model = gemma.model
     text_model = model.get_decoder()
     device = text_model.embed_tokens.weight.device
     layout = CacheLayout.of(text_model.config, [device] * len(text_model.layers), model.dtype)
-    blocks = BlockManager(num_blocks=2000, block_size=BLOCK_SIZE, windows=layout.windows)
-    cache = KVCache(layout, num_blocks=2000, block_size=BLOCK_SIZE)
+    blocks = BlockManager(num_blocks=2000, block_size=block_size, windows=layout.windows)
+    cache = KVCache(layout, num_blocks=2000, block_size=block_size)
     sampler = Sampler(vocab_size=model.lm_head.out_features, forbidden_token_ids=(), device=device)
     runner = GemmaModelRunner(gemma, Decoder(model), cache, sampler, attention)
     scheduler = make_scheduler(blocks, prefill_chunk_size=chunk_size)

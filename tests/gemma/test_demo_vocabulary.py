@@ -45,6 +45,7 @@ def user(text: str) -> ChatMessage:
 
 
 def test_chat_gives_the_golden_ids(builder: PromptBuilder) -> None:
+    """vllm#55288, vllm#52304, lm-eval#1465: two BOS tokens, or none."""
     assert builder.build([user("Hello")]).token_ids == (
         *(2, 105, 2364, 107),
         9259,

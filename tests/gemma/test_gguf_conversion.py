@@ -42,6 +42,7 @@ def refusal(path: Path, folder: Path) -> str:
 
 
 def test_larger_size_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """transformers would load it with a wrong scale and rope: mlx-vlm#1709 again."""
     path = write_gguf(tmp_path / "27b.gguf", block_count=62)
     message = refusal(path, tmp_path)
     assert message.startswith("27b.gguf has 62 layers. Only GGUF files of Gemma 3 270M (18) and 1B")

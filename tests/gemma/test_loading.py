@@ -110,6 +110,7 @@ def test_default_sampling(generation: dict[str, float], sampling: SamplingParams
 
 
 def test_float16_checkpoint_is_loaded_in_bfloat16(tmp_path: Path) -> None:
+    """vllm#14817: what a checkpoint was stored in must not decide over what it is computed in."""
     save_tiny_checkpoint(tmp_path)
     edit_json(tmp_path / "config.json", dtype="float16")
     gemma = load_gemma(ModelConfig(model=str(tmp_path), device="cpu"))

@@ -126,6 +126,7 @@ def test_prompt_is_the_one_of_transformers_for_a_plain_chat(
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}", ""])
 def test_prompt_has_one_bos_whether_or_not_the_template_writes_it(template: str) -> None:
+    """vllm#55288, vllm#52304."""
     tokenizer = synthetic_tokenizer(vocab_size=512, boi_token_id=509, eoi_token_id=510)
     tokenizer.chat_template = template + "{% for m in messages %}{{ m.content }}{% endfor %}"
     prompt = make_builder(tokenizer, vision=None).build([user("hi <bos>")])
@@ -156,6 +157,7 @@ def test_last_answer_is_continued_with_its_whitespace(
     ],
 )
 def test_no_legal_history_is_rejected(builder: PromptBuilder, history: list[ChatMessage]) -> None:
+    """SillyTavern#4349, anon-kode#60: "Conversation roles must alternate"."""
     assert builder.build(history).token_ids[:2] == (BOS, START_OF_TURN)
 
 
@@ -181,6 +183,7 @@ HOSTILE_TEXTS = [
 def test_control_tokens_in_a_clients_text_stay_text(
     builder: PromptBuilder, tokenizer: Any, role: str, text: str
 ) -> None:
+    """llama.cpp#14143: a text that holds ``<end_of_turn>`` ended its turn."""
     prompt = builder.build([message(role, text), user("end")])
     plain = builder.build([message(role, "x"), user("end")])
     control_ids = [i for i in range(SOFT + 1) if i in tokenizer.all_special_ids or i < 107]
@@ -272,6 +275,7 @@ def test_image_prompt_is_the_one_of_transformers(
 def test_cropped_image_prompt_is_the_one_of_transformers(
     builder: PromptBuilder, processor: Any, contents: Sequence[str | ImagePart]
 ) -> None:
+    """ms-swift#3972, transformers#36864, trl#7090: more features than soft tokens."""
     prompt = builder.build([user(*contents)])
     assert list(prompt.token_ids) == list(
         processed(

@@ -102,6 +102,7 @@ def test_as_many_pixels_as_allowed_are_read() -> None:
     ids=["one row too many", "png bomb", "png below pillow's limit", "webp bomb", "gif bomb"],
 )
 def test_too_many_pixels_are_refused_before_decoding(encoded: bytes, claim: str) -> None:
+    """sglang#17269, vllm#57157: a PNG of 100 megapixels."""
     assert refusal(encoded) == f"the image has {claim} pixels, at most 100000 are allowed"
 
 

@@ -57,6 +57,7 @@ def fetcher_of(web: FakeWeb, resolver: FakeResolver, **limits: bool) -> ImageFet
     ],
 )
 async def test_internal_and_unknown_hosts_get_one_and_the_same_answer(url: str) -> None:
+    """vllm#57157, sglang#17269: any URL was fetched, the cloud's metadata too."""
     fetcher = ImageFetcher(ImageLimits())
     with pytest.raises(InvalidRequestError) as caught:
         await fetcher.fetch(url)
@@ -81,6 +82,7 @@ async def test_connection_goes_to_the_checked_address_under_the_hosts_name() -> 
 
 
 async def test_address_that_changes_after_the_check_is_not_asked_for() -> None:
+    """vllm#57157: DNS rebinding."""
     web = FakeWeb(an_image())
     resolver = FakeResolver(**{"rebind.example": [["93.184.216.34"], ["127.0.0.1"]]})
     await fetcher_of(web, resolver).fetch("https://rebind.example/")
@@ -96,6 +98,7 @@ async def test_host_that_turns_private_on_the_second_hop_is_refused() -> None:
 
 
 async def test_redirect_to_a_private_address_is_refused() -> None:
+    """vllm#57157: redirects were followed unchecked."""
     web = FakeWeb(httpx.Response(302, headers={"Location": "https://metadata.example/"}))
     resolver = FakeResolver(
         **{"images.example": [["93.184.216.34"]], "metadata.example": [["169.254.169.254"]]}

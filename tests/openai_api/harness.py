@@ -25,12 +25,13 @@ def make_app(
     api_keys: tuple[str, ...] = (),
     cors_allow_origins: tuple[str, ...] = (),
     limits: ApiLimits | None = None,
+    body_timeout_s: float = 120,
 ) -> FastAPI:
     config = ApiConfig(
         model_name=MODEL,
         api_keys=api_keys,
         cors_allow_origins=cors_allow_origins,
-        limits=limits or ApiLimits(),
+        limits=limits or ApiLimits(body_timeout_s=body_timeout_s),
     )
     return build_app(client, config, image_loader or FakeImageLoader())
 
