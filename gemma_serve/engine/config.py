@@ -22,6 +22,9 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     """Memory for keys and values; ``None``: sized from the device and ``max_model_len``."""
 
+    enable_prefix_cache: bool = True
+    """Whether prompts that begin alike share keys and values, also one after the other."""
+
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "prefill_chunk_size", "block_size"):
             if getattr(self, name) < 1:

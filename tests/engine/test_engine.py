@@ -1,8 +1,10 @@
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from gemma_serve.engine.engine import Engine
+from gemma_serve.engine.engine import Engine, StepOutput
 from gemma_serve.engine.sequence import Sequence
 from gemma_serve.generation import FinishReason, GenerationDelta
 from tests.engine.builders import ScriptedRunner, make_block_manager, make_engine, make_request
@@ -118,3 +120,43 @@ def test_a_failed_step_ends_its_own_requests_and_the_engine_goes_on(
     assert run(engine)[1, 0].finish_reason is FinishReason.STOP
     assert engine.stats.num_failed_steps_in_a_row == 0
     assert engine.stats.num_free_blocks == engine.stats.num_blocks
+
+
+def test_the_first_delta_tells_how_much_of_the_prompt_was_cached() -> None:
+    engine = make_engine(ScriptedRunner("Paris"))
+    for key in range(2):
+        engine.add(make_request(key, prompt="what is the capital"))
+        first, *others = [d for o in steps(engine) for d in o.deltas]
+        assert first.cached_tokens == [0, 16][key]
+        assert {delta.cached_tokens for delta in others} == {0}
+
+
+def test_siblings_say_what_they_say_alone_and_share_the_prompt() -> None:
+    runner = ScriptedRunner("Paris")
+    engine = make_engine(runner)
+    engine.add(make_request(prompt="what is the capital", n=4))
+    results = run(engine)
+    assert {result.text for result in results.values()} == {"Paris"}
+    assert [results[0, index].cached_tokens for index in range(4)] == [0, 16, 16, 16]
+    assert runner.batches[0].scheduled[0].end == 16
+
+
+def test_a_request_with_another_salt_shares_nothing() -> None:
+    engine = make_engine(ScriptedRunner("Paris"))
+    for key, salt in enumerate(("ann", "bob", None)):
+        request = replace(make_request(key, prompt="what is the capital"), cache_salt=salt)
+        engine.add(request)
+        assert run(engine)[key, 0].cached_tokens == 0
+
+
+def test_nothing_is_shared_when_the_prefix_cache_is_off() -> None:
+    engine = make_engine(ScriptedRunner("Paris"), enable_prefix_cache=False)
+    for key in range(2):
+        engine.add(make_request(key, prompt="what is the capital", n=2))
+        assert {result.cached_tokens for result in run(engine).values()} == {0}
+    assert engine.stats.num_free_blocks == engine.stats.num_blocks
+
+
+def steps(engine: Engine) -> Iterator[StepOutput]:
+    while engine.has_work:
+        yield from engine.step()
