@@ -26,6 +26,7 @@ TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 LogitBias = Annotated[
     dict[TokenIdKey, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=MAX_TOKEN_IDS)
 ]
+CacheSalt = Annotated[Text, Field(min_length=1, max_length=256)]
 StopTokenIds = Annotated[list[Annotated[Int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS)]
 
 
@@ -115,6 +116,16 @@ class ChatCompletionRequest(UnsupportedFields):
     )
     n: Annotated[Int, Field(ge=1, le=128)] | None = Field(
         default=None, description="How many choices to generate."
+    )
+    user: Text | None = Field(
+        default=None, description="Who asks. Users take turns when requests have to wait."
+    )
+    safety_identifier: Text | None = Field(
+        default=None, description="OpenAI's newer name of `user`, which it wins over."
+    )
+    cache_salt: CacheSalt | None = Field(
+        default=None,
+        description="Only requests of the same salt reuse what is cached of their prompts.",
     )
     stream: Bool | None = Field(default=None, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = Field(

@@ -24,12 +24,14 @@ def make_app(
     *,
     api_keys: tuple[str, ...] = (),
     cors_allow_origins: tuple[str, ...] = (),
+    share_prefix_cache: bool = False,
     limits: ApiLimits | None = None,
 ) -> FastAPI:
     config = ApiConfig(
         model_name=MODEL,
         api_keys=api_keys,
         cors_allow_origins=cors_allow_origins,
+        share_prefix_cache=share_prefix_cache,
         limits=limits or ApiLimits(),
     )
     return build_app(client, config, image_loader or FakeImageLoader())
