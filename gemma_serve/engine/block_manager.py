@@ -17,6 +17,7 @@ from gemma_serve.engine.prefix_cache import (
     CachedPrefix,
     PrefixCache,
     first_visible_block,
+    groups_of_window,
 )
 
 
@@ -66,6 +67,7 @@ class BlockManager:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self._windows = tuple(windows)
+        self._groups_of_window = groups_of_window(windows)
         self._num_users = [0] * num_blocks
         self._empty = list(range(num_blocks - 1, -1, -1))  # neither used nor cached
         self._cache = PrefixCache(block_size=block_size, windows=windows)
@@ -127,12 +129,13 @@ class BlockManager:
     def allocate(self, table: BlockTable, num_tokens: int) -> bool:
         """Make room for the first ``num_tokens`` of a sequence; changes nothing if it cannot."""
         num_missing = self.num_missing(table, num_tokens)
+        if num_missing == 0:
+            return True
         if num_missing > self.num_free_blocks:
             return False
-        if num_missing:
-            for blocks in table.groups:
-                for _ in range(num_missing // len(table.groups)):
-                    blocks.append(self._take_free_block())
+        for blocks in table.groups:
+            for _ in range(num_missing // len(table.groups)):
+                blocks.append(self._take_free_block())
         return True
 
     def mark_computed(
@@ -166,21 +169,19 @@ class BlockManager:
     def _make_known(self, table: BlockTable, digests: Sequence[bytes]) -> None:
         """``digests``: of the blocks that have become full."""
         for index, digest in enumerate(digests, table.num_full):
-            for group, blocks in enumerate(table.groups):
-                replaced = self._cache.add(digest, group, blocks[index])
-                if replaced is not None:
-                    self._empty.append(replaced)
+            self._empty += self._cache.add(digest, [blocks[index] for blocks in table.groups])
 
     def _release_out_of_windows(self, table: BlockTable) -> None:
         """Give back what neither this sequence sees any more, nor one that begins behind its last
         full block."""
         num_tokens = table.num_full * self.block_size
-        for group, window in enumerate(self._windows):
+        for window, groups in self._groups_of_window.items():
             first = first_visible_block(num_tokens, window, self.block_size)
-            for index in range(table.num_released[group], first):
+            for index in range(table.num_released[groups[0]], first):
                 lasting = self._is_seen_from_resume_point(table, index, window)
-                self._release(table.groups[group][index], lasting=lasting)
-            table.num_released[group] = max(table.num_released[group], first)
+                for group in groups:
+                    self._release(table.groups[group][index], lasting=lasting)
+                    table.num_released[group] = index + 1
 
     def _is_seen_from_resume_point(self, table: BlockTable, index: int, window: int | None) -> bool:
         # One block more: the same prompt once more is resumed before its last token.

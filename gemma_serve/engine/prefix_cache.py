@@ -28,6 +28,15 @@ def first_visible_block(num_tokens: int, window: int | None, block_size: int) ->
     return 0 if window is None else max(0, num_tokens - window + 1) // block_size
 
 
+def groups_of_window(windows: Sequence[int | None]) -> dict[int, list[int]]:
+    """The groups with a window, by its length."""
+    return {
+        window: [group for group, w in enumerate(windows) if w == window]
+        for window in windows
+        if window is not None
+    }
+
+
 class PrefixCache:
     """Blocks by the digest of what they hold, in use or idle.
 
@@ -43,11 +52,7 @@ class PrefixCache:
         self._block_size = block_size
         self._windows = tuple(windows)
         self._full_groups = [g for g, window in enumerate(windows) if window is None]
-        self._groups_of_window = {
-            window: [g for g, w in enumerate(windows) if w == window]
-            for window in windows
-            if window is not None
-        }
+        self._groups_of_window = groups_of_window(windows)
         self._nothing: list[int | None] = [None] * len(windows)
         self._blocks_of: dict[bytes, list[int | None]] = {}  # per group
         self._place_of: dict[int, tuple[bytes, int]] = {}  # digest and group
@@ -74,20 +79,28 @@ class PrefixCache:
             end = usable_end
         return CachedPrefix(end, num_matched, tuple(self._held(digests[:end])))
 
-    def add(self, digest: bytes, group: int, block: int) -> int | None:
-        """Record what ``block``, which is in use, holds.
+    def add(self, digest: bytes, blocks: Sequence[int]) -> list[int]:
+        """Record what ``blocks``, one of each group, hold. They are in use.
 
-        Returns an idle block of the same content that is needed no more: the newer one stays
-        cached longer. One that is in use remains the known one.
+        Returns idle blocks of the same content that are needed no more: the newer ones stay cached
+        longer. Those that are in use remain the known ones.
         """
-        known = self._blocks_of.get(digest, self._nothing)[group]
-        if known is not None:
-            if not self._is_idle(known):
-                return None
-            self._forget_idle(known)
-        self._blocks_of.setdefault(digest, self._nothing.copy())[group] = block
-        self._place_of[block] = (digest, group)
-        return known
+        known = self._blocks_of.get(digest)
+        if known is None:
+            self._blocks_of[digest] = list(blocks)
+            self._place_of.update((b, (digest, group)) for group, b in enumerate(blocks))
+            return []
+        replaced = []
+        for group, (old, new) in enumerate(zip(known, blocks, strict=True)):
+            if old is not None:
+                if not self._is_idle(old):
+                    continue
+                self.revive(old)
+                del self._place_of[old]
+                replaced.append(old)
+            known[group] = new
+            self._place_of[new] = (digest, group)
+        return replaced
 
     def retire(self, block: int, *, lasting: bool) -> None:
         """Nobody uses ``block`` any more. ``lasting``: a later request may well begin there."""
@@ -99,8 +112,12 @@ class PrefixCache:
 
     def evict(self) -> int:
         """Give up the idle block that is missed least."""
-        block = next(iter(self._passing or self._lasting))
-        self._forget_idle(block)
+        block, _ = (self._passing or self._lasting).popitem(last=False)
+        digest, group = self._place_of.pop(block)
+        blocks = self._blocks_of[digest]
+        blocks[group] = None
+        if blocks == self._nothing:
+            del self._blocks_of[digest]
         return block
 
     def _match(self, digests: Sequence[bytes]) -> tuple[int, dict[int, list[int]]]:
@@ -141,11 +158,3 @@ class PrefixCache:
 
     def _is_idle(self, block: int) -> bool:
         return block in self._passing or block in self._lasting
-
-    def _forget_idle(self, block: int) -> None:
-        self.revive(block)
-        digest, group = self._place_of.pop(block)
-        blocks = self._blocks_of[digest]
-        blocks[group] = None
-        if blocks == self._nothing:
-            del self._blocks_of[digest]
