@@ -172,7 +172,7 @@ class Scheduler:
     def _num_blocks_to_come(self, sequence: Sequence) -> int:
         """Blocks that a running sequence has yet to take for the tokens it has now."""
         table, num_tokens = sequence.block_table, len(sequence.token_ids)
-        if sequence.num_uncomputed_tokens == 1:
+        if sequence.num_uncomputed_tokens <= 1:
             return self._block_manager.num_missing(table, num_tokens)
         num_blocks = self._block_manager.blocks_for(num_tokens, chunk_size=self._prefill_chunk_size)
         return max(0, num_blocks - self._block_manager.num_held(table))
