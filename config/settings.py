@@ -107,6 +107,13 @@ class AppSettings(BaseModel):
     that it need not look at them again; 0 keeps nothing. By default 256 MiB on a CPU and 1 % of a
     GPU: one of 80 GB remembers about 300 images with 27B, in less memory than a chat's."""
 
+    enable_prefix_cache: bool = _ENGINE.enable_prefix_cache
+    """Keep keys and values of answered prompts while memory lasts, so that the next turn of a chat
+    and the next user of a long instruction wait only for what is new. Answers stay the same."""
+    share_prefix_cache: bool = False
+    """Let requests with different API keys share it. Off: by the time that an answer takes, one
+    key's holder could find out what another's prompts begin with."""
+
     max_body_size: Size = ByteSize(_API.max_body_bytes)
     """Largest HTTP body, such as ``64MiB``; beyond is a 413. The default holds a chat with several
     photos as data URLs."""
@@ -196,6 +203,7 @@ class AppSettings(BaseModel):
             vision_cache_memory_bytes=None
             if self.vision_cache_memory is None
             else int(self.vision_cache_memory),
+            enable_prefix_cache=self.enable_prefix_cache,
         )
 
     def to_api_config(self, api_keys: tuple[str, ...]) -> ApiConfig:
@@ -221,6 +229,7 @@ class AppSettings(BaseModel):
             model_name=self.model_name,
             api_keys=api_keys,
             cors_allow_origins=self.cors_allow_origins,
+            share_prefix_cache=self.share_prefix_cache,
             limits=ApiLimits(max_body_bytes=int(self.max_body_size), images=images),
         )
 

@@ -65,6 +65,10 @@ class GenerationRequest:
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
     n: int = 1
+    user: str | None = None
+    """Whose turn it takes: users start their sequences by turns."""
+    cache_salt: str | None = None
+    """Only requests of the same salt share what is cached of their prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,6 @@ class GenerationStarted:
     """The request was valid and is admitted; the first token is still to come."""
 
     prompt_tokens: int
-    cached_tokens: int = 0
-    """Prompt tokens whose keys and values came from a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class GenerationDelta:
     token_ids: tuple[int, ...]
     """All tokens sampled since the last delta, the ending one included."""
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache; told once, with the first token."""
 
     def __add__(self, later: Self) -> "GenerationDelta":
         if later.index != self.index or self.finish_reason is not None:
@@ -96,6 +100,7 @@ class GenerationDelta:
             self.text + later.text,
             self.token_ids + later.token_ids,
             later.finish_reason,
+            self.cached_tokens + later.cached_tokens,
         )
 
 
@@ -106,6 +111,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    """Of the prompt's, those that were not computed for the first sequence. What its siblings share
+    with it does not count."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from gemma_serve.generation import (
     FinishReason,
@@ -32,7 +33,7 @@ VISION_MODEL = ModelDescription(
     default_sampling=SamplingParams(),
     vision=VisionInput(view_size=2, tokens_per_view=4),
 )
-STARTED = GenerationStarted(prompt_tokens=7, cached_tokens=2)
+STARTED = GenerationStarted(prompt_tokens=7)
 
 
 def delta(
@@ -43,8 +44,9 @@ def delta(
 
 
 def answer(*texts: str, finish_reason: FinishReason = FinishReason.STOP) -> list[Step]:
-    """A step for each text and one for the token that ends the turn."""
-    return [*([delta(text)] for text in texts), [delta("", finish_reason)]]
+    """A step for each text and one for the token that ends the turn; two tokens were cached."""
+    first, *others = [*(delta(text) for text in texts), delta("", finish_reason)]
+    return [[replace(first, cached_tokens=2)], *([other] for other in others)]
 
 
 class FakeGenerationClient:

@@ -68,9 +68,16 @@ class AsyncEngine:
         return self._engine.stats
 
     def submit(
-        self, request_id: str, prompt: PromptInputs, sampling: SamplingParams, n: int
+        self,
+        request_id: str,
+        prompt: PromptInputs,
+        sampling: SamplingParams,
+        n: int,
+        *,
+        user: str | None = None,
+        cache_salt: str | None = None,
     ) -> GenerationStream:
-        """Admit a request of the running event loop.
+        """Admit a request of the running event loop. The rest is as in ``GenerationRequest``.
 
         Raises ``OverloadedError`` or ``UnavailableError``. A request of more sequences than are
         taken at all is admitted when there is no other.
@@ -83,9 +90,10 @@ class AsyncEngine:
             )
         key = next(self._keys)
         mailbox = self._mailboxes[key] = Mailbox(request_id, n)
-        self._commands.put(
-            _Add(EngineRequest(key=key, prompt=prompt, sampling=sampling, n=n)),
+        request = EngineRequest(
+            key=key, prompt=prompt, sampling=sampling, n=n, user=user, cache_salt=cache_salt
         )
+        self._commands.put(_Add(request))
         if not self._accepting:  # Read after the insertion: whoever clears it fails what it finds.
             self._mailboxes.pop(key, None)
             raise UnavailableError("The engine is not running.")

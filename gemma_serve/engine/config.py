@@ -24,6 +24,9 @@ class EngineConfig:
     vision_cache_memory_bytes: int | None = None
     """Memory for features of images seen lately; 0 keeps none, ``None``: sized from the device."""
 
+    enable_prefix_cache: bool = True
+    """Whether prompts that begin alike share keys and values, also one after the other."""
+
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "prefill_chunk_size", "block_size"):
             if getattr(self, name) < 1:

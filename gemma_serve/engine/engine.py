@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import count
 
+from gemma_serve.engine.block_chain import BlockChain, ImageContent
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.model_runner import ModelRunner
@@ -42,6 +43,8 @@ class EngineRequest:
     prompt: PromptInputs
     sampling: SamplingParams
     n: int = 1
+    user: str | None = None
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,14 @@ class Engine:
         block_manager: BlockManager,
         vocabulary: Vocabulary,
         max_model_len: int,
+        enable_prefix_cache: bool = True,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._block_manager = block_manager
         self._vocabulary = vocabulary
         self._max_model_len = max_model_len
+        self._enable_prefix_cache = enable_prefix_cache
         self._unfinished: dict[int, list[Sequence]] = {}
         self._arrivals = count()
         self._num_failed_steps_in_a_row = 0
@@ -94,7 +99,8 @@ class Engine:
         Returns the failure of one that cannot even begin, else nothing.
         """
         try:
-            sequences = [self._new_sequence(request, index) for index in range(request.n)]
+            chain = self._new_chain(request)
+            sequences = [self._new_sequence(request, index, chain) for index in range(request.n)]
         except Exception:
             # The boundary of one request: the engine must outlive it.
             logger.exception("a request could not begin")
@@ -129,7 +135,22 @@ class Engine:
         self._num_failed_steps_in_a_row = 0
         return outputs
 
-    def _new_sequence(self, request: EngineRequest, index: int) -> Sequence:
+    def _new_chain(self, request: EngineRequest) -> BlockChain | None:
+        """Names the prompt's blocks: a microsecond each, once for all sequences."""
+        if not self._enable_prefix_cache:
+            return None
+        prompt = request.prompt
+        chain = BlockChain(
+            block_size=self._block_manager.block_size,
+            images=[ImageContent(i.start, i.end, i.digest) for i in prompt.images],
+            salt=request.cache_salt,
+        )
+        chain.extend(prompt.token_ids, len(prompt.token_ids))
+        return chain
+
+    def _new_sequence(
+        self, request: EngineRequest, index: int, chain: BlockChain | None
+    ) -> Sequence:
         sampling, prompt = request.sampling, request.prompt
         num_prompt_tokens = len(prompt.token_ids)
         max_tokens = sampling.max_tokens or self._max_model_len
@@ -148,9 +169,10 @@ class Engine:
             detokenizer=Detokenizer(vocabulary.token_bytes, (*sampling.stop, *own_stops)),
             stop_token_ids=own_stop_ids.union(sampling.stop_token_ids),
             max_total_tokens=min(num_prompt_tokens + max_tokens, self._max_model_len),
-            block_table=self._block_manager.new_table(),
+            block_table=self._block_manager.new_table(chain and chain.copy()),
             arrival=next(self._arrivals),
             token_ids=list(prompt.token_ids),
+            user=request.user,
         )
 
     def _take_in(self, batch: ScheduledBatch, token_ids: Seq[int]) -> list[StepOutput]:
@@ -165,6 +187,7 @@ class Engine:
 
     def _advance(self, sequence: Sequence, token_id: int) -> GenerationDelta:
         """Append a sampled token and say what became final by it."""
+        is_first = len(sequence.token_ids) == len(sequence.prompt.token_ids)
         sequence.token_ids.append(token_id)
         sequence.sampling_state.append(token_id)
         finish_reason = None
@@ -176,7 +199,13 @@ class Engine:
                 finish_reason = FinishReason.STOP
             elif len(sequence.token_ids) >= sequence.max_total_tokens:
                 text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.LENGTH
-        return GenerationDelta(sequence.index, text, (token_id,), finish_reason)
+        return GenerationDelta(
+            sequence.index,
+            text,
+            (token_id,),
+            finish_reason,
+            cached_tokens=sequence.num_cached_tokens if is_first else 0,
+        )
 
     def _finish(self, sequence: Sequence) -> None:
         self._scheduler.remove((sequence,))

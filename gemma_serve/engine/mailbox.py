@@ -29,6 +29,7 @@ class Mailbox:
         self._filled = asyncio.Event()
         self._finish_reasons: list[FinishReason] = []
         self._num_completion_tokens = 0
+        self._num_cached_tokens = 0
         self._created_at = perf_counter()
         self._first_token_at: float | None = None
 
@@ -43,6 +44,8 @@ class Mailbox:
             earlier = self._pending.get(delta.index)
             self._pending[delta.index] = delta if earlier is None else earlier + delta
             self._num_completion_tokens += len(delta.token_ids)
+            if delta.index == 0:
+                self._num_cached_tokens += delta.cached_tokens
             self._first_token_at = self._first_token_at or perf_counter()
             if delta.finish_reason is not None:
                 self._finish_reasons.append(delta.finish_reason)
@@ -77,10 +80,12 @@ class Mailbox:
     def _log(self, event: str) -> None:
         now = perf_counter()
         logger.info(
-            "%s request_id=%s reason=%s completion_tokens=%d ttft_s=%.3f duration_s=%.3f",
+            "%s request_id=%s reason=%s cached_tokens=%d completion_tokens=%d ttft_s=%.3f "
+            "duration_s=%.3f",
             event,
             self._request_id,
             ",".join(self._finish_reasons) or None,
+            self._num_cached_tokens,
             self._num_completion_tokens,
             (self._first_token_at or now) - self._created_at,
             now - self._created_at,

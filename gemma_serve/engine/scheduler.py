@@ -1,12 +1,14 @@
 """Who is computed in the next step, and how much of it."""
 
 from bisect import insort
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 
 from gemma_serve.engine.block_manager import BlockManager
-from gemma_serve.engine.sequence import ImageSpan, Sequence
+from gemma_serve.engine.prefix_cache import CachedPrefix
+from gemma_serve.engine.sequence import ImageSpan, Sequence, turn_of
+from gemma_serve.engine.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,12 @@ class ScheduledBatch:
 
 
 class Scheduler:
-    """Continuous batching: decode first, then chunks of prompts, first come first served.
+    """Continuous batching: decode first, then chunks of prompts, in the order of their turns.
 
-    When blocks run out, the newest sequence is *preempted*: it loses its blocks, waits, and is
-    computed again from its tokens. An older one never yields to a newer one, and the pool holds at
-    least one sequence of full length, so the oldest always gets on.
+    Users take turns to start sequences; what is cached of a prompt is not computed again. When
+    blocks run out, the sequence that was started last is *preempted*: it loses its blocks, waits in
+    front of all others, and is computed again from its tokens. An earlier one never yields to a
+    later one, and the pool holds at least one sequence of full length, so the first always gets on.
     Torch-free; used by the engine thread alone.
     """
 
@@ -58,8 +61,9 @@ class Scheduler:
         self._block_manager = block_manager
         self._max_num_seqs = max_num_seqs
         self._prefill_chunk_size = prefill_chunk_size
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # by arrival
+        self._waiting = WaitingQueue()
+        self._running: list[Sequence] = []  # by turn
+        self._turns = count()
 
     @property
     def num_running(self) -> int:
@@ -70,8 +74,8 @@ class Scheduler:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence behind all others."""
-        self._waiting.append(sequence)
+        """Queue a new sequence behind its user's others."""
+        self._waiting.add(sequence)
 
     def remove(self, sequences: Iterable[Sequence]) -> None:
         """Forget finished, failed or aborted sequences and free their blocks."""
@@ -79,7 +83,7 @@ class Scheduler:
             if sequence in self._running:
                 self._running.remove(sequence)
             else:
-                self._waiting.remove(sequence)
+                self._waiting.discard(sequence)
             self._block_manager.free(sequence.block_table)
 
     def schedule(self) -> ScheduledBatch | None:
@@ -95,7 +99,9 @@ class Scheduler:
         for scheduled in batch.scheduled:
             sequence = scheduled.sequence
             sequence.num_computed_tokens = scheduled.end
-            self._block_manager.release_out_of_window(sequence.block_table, scheduled.end)
+            self._block_manager.mark_computed(
+                sequence.block_table, sequence.token_ids, scheduled.end
+            )
 
     def _schedule_decodes(self, scheduled: dict[int, ScheduledSequence]) -> None:
         for sequence in tuple(self._running):
@@ -112,28 +118,73 @@ class Scheduler:
         return self._prefill_chunk_size - token_budget
 
     def _admit(self, scheduled: dict[int, ScheduledSequence], *, token_budget: int) -> None:
-        """Start waiting sequences, in order, while there are places, tokens and blocks."""
-        while self._waiting and len(self._running) < self._max_num_seqs:
-            sequence = self._waiting[0]
-            if sequence.chunk_end(token_budget) == 0 or not self._has_room_for(sequence):
+        """Start waiting sequences in turn, while there are places, tokens and blocks."""
+        if not self._waiting or token_budget == 0:
+            return
+        num_reserved = sum(map(self._num_blocks_to_come, self._running))
+        expectant: list[Sequence] = []
+        while len(self._running) < self._max_num_seqs and token_budget > 0:
+            sequence = self._waiting.next(but_not=expectant)
+            if sequence is None:
                 return
-            self._waiting.popleft()
-            insort(self._running, sequence, key=lambda s: s.arrival)
-            end = sequence.chunk_end(token_budget)
+            prefix = self._block_manager.find_prefix(
+                sequence.block_table, len(sequence.token_ids) - 1
+            )
+            if self._is_being_computed(sequence, prefix):
+                expectant.append(sequence)
+                continue
+            start = prefix.num_blocks * self._block_manager.block_size
+            end = sequence.chunk_end(token_budget, start=start)
+            if end == start or not self._has_room_for(sequence, prefix, num_reserved):
+                return
+            self._start(sequence, prefix)
             token_budget -= self._schedule_chunk(sequence, end, scheduled)
+            num_reserved += self._num_blocks_to_come(sequence)
 
-    def _has_room_for(self, sequence: Sequence) -> bool:
+    def _is_being_computed(self, sequence: Sequence, prefix: CachedPrefix) -> bool:
+        """Whether a running prompt will compute what ``sequence`` needs after ``prefix``.
+
+        Siblings of one request, and strangers who ask about the same text at once, wait for the
+        first of them and take up its blocks.
+        """
+        chain = sequence.block_table.chain
+        if chain is None:
+            return False
+        block_size = self._block_manager.block_size
+        num_wanted = min(prefix.num_matched + 1, (len(sequence.token_ids) - 1) // block_size)
+        for other in self._running:
+            first = max(prefix.num_blocks, other.num_computed_tokens // block_size)
+            other_chain = other.block_table.chain
+            if other.num_uncomputed_tokens > 1 and first < num_wanted and other_chain is not None:
+                wanted = chain.digests[first]
+                if wanted in other_chain.digests[first : first + 1]:
+                    return True
+        return False
+
+    def _has_room_for(self, sequence: Sequence, prefix: CachedPrefix, num_reserved: int) -> bool:
         """Whether its whole prompt fits beside what running prompts still have to take."""
-        return (
-            sum(self._num_blocks_to_come(s) for s in (*self._running, sequence))
-            <= self._block_manager.num_free_blocks
-        )
-
-    def _num_blocks_to_come(self, sequence: Sequence) -> int:
         num_blocks = self._block_manager.blocks_for(
             len(sequence.token_ids), chunk_size=self._prefill_chunk_size
         )
-        return max(0, num_blocks - self._block_manager.num_held(sequence.block_table))
+        num_blocks -= self._block_manager.num_shared(prefix)
+        return num_reserved + num_blocks <= self._block_manager.num_free_blocks
+
+    def _num_blocks_to_come(self, sequence: Sequence) -> int:
+        """Blocks that a running sequence has yet to take for the tokens it has now."""
+        table, num_tokens = sequence.block_table, len(sequence.token_ids)
+        if sequence.num_uncomputed_tokens <= 1:
+            return self._block_manager.num_missing(table, num_tokens)
+        num_blocks = self._block_manager.blocks_for(num_tokens, chunk_size=self._prefill_chunk_size)
+        return max(0, num_blocks - self._block_manager.num_held(table))
+
+    def _start(self, sequence: Sequence, prefix: CachedPrefix) -> None:
+        self._waiting.take(sequence)
+        self._block_manager.take_prefix(sequence.block_table, prefix)
+        sequence.num_computed_tokens = prefix.num_blocks * self._block_manager.block_size
+        if sequence.turn is None:
+            sequence.turn = next(self._turns)
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        insort(self._running, sequence, key=turn_of)
 
     def _schedule_chunk(
         self, sequence: Sequence, end: int, scheduled: dict[int, ScheduledSequence]
@@ -149,18 +200,18 @@ class Scheduler:
     def _make_room(
         self, sequence: Sequence, num_tokens: int, scheduled: dict[int, ScheduledSequence]
     ) -> bool:
-        """Allocate, preempting newer sequences that this step does not compute."""
+        """Allocate, preempting later sequences that this step does not compute."""
         if sequence not in self._running:  # preempted a moment ago
             return False
         while not self._block_manager.allocate(sequence.block_table, num_tokens):
-            newest = self._running[-1]
-            if newest is sequence or newest.arrival in scheduled:
+            last = self._running[-1]
+            if last is sequence or last.arrival in scheduled:
                 return False
-            self._preempt(newest)
+            self._preempt(last)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._block_manager.free(sequence.block_table)
         sequence.num_computed_tokens = 0
-        self._waiting.appendleft(sequence)
+        self._waiting.add_preempted(sequence)

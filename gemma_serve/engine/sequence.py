@@ -52,20 +52,36 @@ class Sequence:
     """Prompt and completion together, at most."""
     block_table: BlockTable
     arrival: int
-    """Smaller came earlier. Earlier sequences are served first and preempted last."""
+    """Smaller came earlier. No two sequences have the same."""
     token_ids: list[int]
     """Prompt and completion."""
     num_computed_tokens: int = 0
     """Leading tokens whose keys and values are in the cache."""
+    user: str | None = None
+    """Whose turn it uses up; ``None`` is one user too."""
+    turn: int | None = None
+    """Smaller was started earlier, is served first and preempted last; ``None`` until then."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were in the cache when the sequence was started."""
 
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
 
-    def chunk_end(self, max_tokens: int) -> int:
-        """Where a chunk of at most ``max_tokens`` tokens ends without cutting an image."""
-        end = min(self.num_computed_tokens + max_tokens, len(self.token_ids))
+    def chunk_end(self, max_tokens: int, *, start: int | None = None) -> int:
+        """Where a chunk of at most ``max_tokens`` tokens ends without cutting an image.
+
+        ``start``: its first token; by default the first one that is not computed.
+        """
+        start = self.num_computed_tokens if start is None else start
+        end = min(start + max_tokens, len(self.token_ids))
         for image in self.prompt.images:
             if image.start < end < image.end:
                 return image.start
         return end
+
+
+def turn_of(sequence: Sequence) -> int:
+    """The order of those that were started."""
+    assert sequence.turn is not None
+    return sequence.turn

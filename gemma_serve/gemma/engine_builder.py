@@ -69,6 +69,7 @@ def build_engine(
             stop_strings=gemma.stop_strings,
         ),
         max_model_len=longest,
+        enable_prefix_cache=config.enable_prefix_cache,
     )
 
 

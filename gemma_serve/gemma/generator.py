@@ -67,7 +67,14 @@ class GemmaGenerator:
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         """As ``GenerationClient.generate``. Templating and tokenizing run on a worker thread."""
         prompt = await asyncio.to_thread(self._prompt_builder.build, request.messages)
-        return self._engine.submit(request.request_id, prompt, request.sampling, request.n)
+        return self._engine.submit(
+            request.request_id,
+            prompt,
+            request.sampling,
+            request.n,
+            user=request.user,
+            cache_salt=request.cache_salt,
+        )
 
     async def check_health(self) -> None:
         """As ``GenerationClient.check_health``."""

@@ -109,7 +109,11 @@ def _middleware(config: ApiConfig) -> list[Middleware]:
 def _add_chat_routes(app: FastAPI, chat_completions: ChatCompletions) -> None:
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS | _STREAM)
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
-        return await chat_completions.create(body, request_id=request.state.request_id)
+        return await chat_completions.create(
+            body,
+            request_id=request.state.request_id,
+            api_key_id=getattr(request.state, "api_key_id", None),
+        )
 
 
 def _add_model_routes(app: FastAPI, client: GenerationClient, config: ApiConfig) -> None:

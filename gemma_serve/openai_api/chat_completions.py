@@ -30,9 +30,12 @@ class ChatCompletions:
     config: ApiConfig
     image_loader: ImageLoader
 
-    async def create(self, body: ChatCompletionRequest, *, request_id: str) -> Response:
+    async def create(
+        self, body: ChatCompletionRequest, *, request_id: str, api_key_id: str | None = None
+    ) -> Response:
         """Admit the request and answer it; ``request_id`` is what logs call it, here and there.
 
+        ``api_key_id``: as ``build_generation_request`` takes it.
         Raises whatever keeps the request from being admitted, so that it becomes a real status.
         """
         if body.model_extra and logger.isEnabledFor(logging.DEBUG):
@@ -44,6 +47,8 @@ class ChatCompletions:
             description=await self.client.describe(),
             image_loader=self.image_loader,
             image_limits=self.config.limits.images,
+            api_key_id=api_key_id,
+            share_prefix_cache=self.config.share_prefix_cache,
         )
         stream = await self.client.generate(request)
         answer = _Answer(

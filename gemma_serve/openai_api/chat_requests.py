@@ -46,9 +46,13 @@ async def build_generation_request(
     description: ModelDescription,
     image_loader: ImageLoader,
     image_limits: ImageLimits,
+    api_key_id: str | None = None,
+    share_prefix_cache: bool = False,
 ) -> GenerationRequest:
     """Check what takes more than one field or the model to check, and fetch the images.
 
+    ``api_key_id``: stands for the key that the request came with, if keys are asked for. Those who
+    have the same one take turns as one user unless they name themselves.
     Raises ``InvalidRequestError``.
     """
     _check_combinations(body)
@@ -64,7 +68,14 @@ async def build_generation_request(
         ),
         sampling=sampling,
         n=body.n or 1,
+        user=_first(body.safety_identifier, body.user, api_key_id),
+        cache_salt=_cache_salt(body.cache_salt, None if share_prefix_cache else api_key_id),
     )
+
+
+def _cache_salt(salt: str | None, api_key_id: str | None) -> str | None:
+    """The client's own, within what its API key may see."""
+    return salt if api_key_id is None else f"{api_key_id}:{salt or ''}"
 
 
 def _check_combinations(body: ChatCompletionRequest) -> None:

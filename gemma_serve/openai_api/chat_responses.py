@@ -48,11 +48,13 @@ class ChunkPayload(TypedDict):
 class _ChoiceRecord:
     texts: list[str] = field(default_factory=list)
     num_tokens: int = 0
+    num_cached_tokens: int = 0
     finish_reason: FinishReason | None = None
 
     def add(self, delta: GenerationDelta) -> None:
         self.texts.append(delta.text)
         self.num_tokens += len(delta.token_ids)
+        self.num_cached_tokens += delta.cached_tokens
         self.finish_reason = delta.finish_reason
 
 
@@ -88,7 +90,7 @@ class ChatCompletionBuilder:
         return Usage(
             prompt_tokens=self._started.prompt_tokens,
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
-            cached_tokens=self._started.cached_tokens,
+            cached_tokens=self._choices[0].num_cached_tokens,
         )
 
     def add(self, deltas: Iterable[GenerationDelta]) -> Sequence[GenerationDelta]:

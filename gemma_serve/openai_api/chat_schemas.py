@@ -31,6 +31,7 @@ LogitBias = Annotated[
 StopTokenIds = Annotated[
     list[Annotated[Int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS), at_most(MAX_TOKEN_IDS)
 ]
+CacheSalt = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 class StreamOptions(BaseModel):
@@ -120,6 +121,16 @@ class ChatCompletionRequest(UnsupportedFields):
     )
     n: Annotated[Int, Field(ge=1, le=128)] | None = Field(
         default=None, description="How many choices to generate."
+    )
+    user: Text | None = Field(
+        default=None, description="Who asks. Users take turns when requests have to wait."
+    )
+    safety_identifier: Text | None = Field(
+        default=None, description="OpenAI's newer name of `user`, which it wins over."
+    )
+    cache_salt: CacheSalt | None = Field(
+        default=None,
+        description="Only requests of the same salt reuse what is cached of their prompts.",
     )
     stream: Bool | None = Field(default=None, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = Field(

@@ -15,4 +15,6 @@ class ApiConfig:
     """Any of these opens every path but ``/health``; none at all: no key is asked for."""
     cors_allow_origins: tuple[str, ...] = ()
     """Web origins whose pages may call this server from a browser; ``*`` allows all."""
+    share_prefix_cache: bool = False
+    """Whether requests with different API keys may share what is cached of their prompts."""
     limits: ApiLimits = field(default_factory=ApiLimits)

@@ -66,28 +66,38 @@ class RequestContext:
 
 
 class ApiKeyCheck:
-    """Lets only requests with a known key pass; ``/health`` and CORS preflights need none."""
+    """Lets only requests with a known key pass; ``/health`` and CORS preflights need none.
+
+    ``request.state.api_key_id`` stands for the key from then on and does not tell it.
+    """
 
     def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
         self._app = app
         self._digests = [_digest(key.encode()) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_open(scope) and not self._is_authorized(scope):
+        if scope["type"] != "http" or _is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        digest = self._known_digest(scope)
+        if digest is None:
             error = AuthenticationError(
                 "Missing or wrong API key; send it as 'Authorization: Bearer KEY'"
             )
             await error_response(error)(scope, receive, send)
             return
+        scope.setdefault("state", {})["api_key_id"] = digest.hex()
         await self._app(scope, receive, send)
 
-    def _is_authorized(self, scope: Scope) -> bool:
+    def _known_digest(self, scope: Scope) -> bytes | None:
+        """The digest of the request's key, if it is one of ours."""
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            return False
+            return None
         digest = _digest(key.strip().encode("latin-1"))  # the bytes as they came
         # Digests are of one length, and a wrong key meets all: the time says nothing about ours.
-        return any(hmac.compare_digest(digest, known) for known in self._digests)
+        is_known = any(hmac.compare_digest(digest, known) for known in self._digests)
+        return digest if is_known else None
 
 
 class BodyLimit:

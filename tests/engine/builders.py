@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from gemma_serve.engine.block_manager import BlockManager
+from gemma_serve.engine.block_chain import BlockChain, ImageContent
+from gemma_serve.engine.block_manager import BlockManager, BlockTable
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.engine import Engine, EngineRequest, Vocabulary
 from gemma_serve.engine.model_runner import ModelRunner
@@ -60,11 +61,35 @@ def make_sequence(
     num_prompt_tokens: int = 5,
     arrival: int = 0,
     images: Seq[tuple[int, int]] = (),
+    user: str | None = None,
 ) -> Sequence:
+    """A sequence that shares its blocks with nobody."""
     prompt = PromptInputs(
         tuple(range(num_prompt_tokens)),
         tuple(ImageSpan(start, end - start, b"") for start, end in images),
     )
+    return make_sequence_of(prompt, block_manager.new_table(), arrival=arrival, user=user)
+
+
+def make_sharing_sequence(
+    block_manager: BlockManager,
+    prompt: PromptInputs,
+    *,
+    arrival: int = 0,
+    user: str | None = None,
+    salt: str | None = None,
+) -> Sequence:
+    """A sequence that uses the prefix cache."""
+    images = [ImageContent(i.start, i.end, i.digest) for i in prompt.images]
+    chain = BlockChain(block_size=block_manager.block_size, images=images, salt=salt)
+    chain.extend(prompt.token_ids, len(prompt.token_ids))
+    table = block_manager.new_table(chain)
+    return make_sequence_of(prompt, table, arrival=arrival, user=user)
+
+
+def make_sequence_of(
+    prompt: PromptInputs, table: BlockTable, *, arrival: int, user: str | None
+) -> Sequence:
     return Sequence(
         request_key=arrival,
         index=0,
@@ -73,8 +98,9 @@ def make_sequence(
         detokenizer=Detokenizer(LETTERS, ()),
         stop_token_ids=frozenset(),
         max_total_tokens=1000,
-        block_table=block_manager.new_table(),
+        block_table=table,
         arrival=arrival,
+        user=user,
         token_ids=list(prompt.token_ids),
     )
 
@@ -97,6 +123,7 @@ def make_engine(
     prefill_chunk_size: int = 16,
     max_model_len: int = 64,
     stop_strings: tuple[str, ...] = (),
+    enable_prefix_cache: bool = True,
 ) -> Engine:
     block_manager = block_manager or make_block_manager()
     return Engine(
@@ -109,6 +136,7 @@ def make_engine(
             token_bytes=LETTERS, eos_token_ids=frozenset({EOS}), stop_strings=stop_strings
         ),
         max_model_len=max_model_len,
+        enable_prefix_cache=enable_prefix_cache,
     )
 
 

@@ -34,31 +34,23 @@ def test_no_block_has_two_owners() -> None:
     assert sorted(owned) == list(range(8))
 
 
-def test_a_window_keeps_exactly_the_blocks_that_the_next_query_sees() -> None:
-    """The query at 11 with a window of 6 sees the keys 6 to 11: block 1 on, but not block 0."""
+def test_a_window_keeps_exactly_the_blocks_seen_from_behind_the_last_full_one() -> None:
+    """The query at 12 with a window of 6 sees the keys 7 to 12: block 1 on, but not block 0."""
     manager = make_block_manager(num_blocks=10, block_size=4, windows=(None, 6))
     table = manager.new_table()
-    manager.allocate(table, 11)
-    manager.release_out_of_window(table, 11)
+    manager.allocate(table, 12)
+    manager.mark_computed(table, (), 11)  # the query at 8 sees the keys 3 to 8
+    assert table.num_released == [0, 0]
+    manager.mark_computed(table, (), 12)
     assert table.num_released == [0, 1]
     assert manager.num_free_blocks == 10 - 6 + 1
-
-
-def test_a_block_leaves_the_window_with_its_last_token() -> None:
-    manager = make_block_manager(num_blocks=10, block_size=4, windows=(6,))
-    table = manager.new_table()
-    manager.allocate(table, 10)
-    manager.release_out_of_window(table, 8)  # the query at 8 sees keys 3 to 8
-    assert table.num_released == [0]
-    manager.release_out_of_window(table, 9)  # the query at 9 sees keys 4 to 9
-    assert table.num_released == [1]
 
 
 def test_freeing_returns_released_blocks_only_once() -> None:
     manager = make_block_manager(num_blocks=10, block_size=4, windows=(None, 6))
     table = manager.new_table()
     manager.allocate(table, 16)
-    manager.release_out_of_window(table, 16)
+    manager.mark_computed(table, (), 16)
     manager.free(table)
     assert manager.num_free_blocks == 10
     assert manager.num_held(table) == 0
@@ -74,6 +66,6 @@ def test_blocks_for_is_what_a_sequence_really_holds_at_most() -> None:
             computed = min(100, computed + chunk_size)
             assert manager.allocate(table, computed)
             most = max(most, manager.num_held(table))
-            manager.release_out_of_window(table, computed)
+            manager.mark_computed(table, (), computed)
         assert most <= manager.blocks_for(100, chunk_size=chunk_size) <= most + 2
         manager.free(table)

@@ -1,9 +1,10 @@
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
-from gemma_serve.engine.engine import Engine
+from gemma_serve.engine.engine import Engine, StepOutput
 from gemma_serve.engine.scheduler import ScheduledBatch
 from gemma_serve.engine.sequence import Sequence
 from gemma_serve.generation import FinishReason, GenerationDelta
@@ -179,3 +180,43 @@ def test_out_of_memory_in_mid_decode_costs_the_others_no_token() -> None:
     engine.add(make_request(0, prompt="hello"))
     engine.add(make_request(1, prompt="howdy"))
     assert {key: r.text for key, r in run(engine).items()} == {(0, 0): "Paris", (1, 0): "Pa"}
+
+
+def test_the_first_delta_tells_how_much_of_the_prompt_was_cached() -> None:
+    engine = make_engine(ScriptedRunner("Paris"))
+    for key in range(2):
+        engine.add(make_request(key, prompt="what is the capital"))
+        first, *others = [d for o in steps(engine) for d in o.deltas]
+        assert first.cached_tokens == [0, 16][key]
+        assert {delta.cached_tokens for delta in others} == {0}
+
+
+def test_siblings_say_what_they_say_alone_and_share_the_prompt() -> None:
+    runner = ScriptedRunner("Paris")
+    engine = make_engine(runner)
+    engine.add(make_request(prompt="what is the capital", n=4))
+    results = run(engine)
+    assert {result.text for result in results.values()} == {"Paris"}
+    assert [results[0, index].cached_tokens for index in range(4)] == [0, 16, 16, 16]
+    assert runner.batches[0].scheduled[0].end == 16
+
+
+def test_a_request_with_another_salt_shares_nothing() -> None:
+    engine = make_engine(ScriptedRunner("Paris"))
+    for key, salt in enumerate(("ann", "bob", None)):
+        request = replace(make_request(key, prompt="what is the capital"), cache_salt=salt)
+        engine.add(request)
+        assert run(engine)[key, 0].cached_tokens == 0
+
+
+def test_nothing_is_shared_when_the_prefix_cache_is_off() -> None:
+    engine = make_engine(ScriptedRunner("Paris"), enable_prefix_cache=False)
+    for key in range(2):
+        engine.add(make_request(key, prompt="what is the capital", n=2))
+        assert {result.cached_tokens for result in run(engine).values()} == {0}
+    assert engine.stats.num_free_blocks == engine.stats.num_blocks
+
+
+def steps(engine: Engine) -> Iterator[StepOutput]:
+    while engine.has_work:
+        yield from engine.step()

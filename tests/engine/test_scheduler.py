@@ -4,8 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
-from gemma_serve.engine.sequence import Sequence
-from tests.engine.builders import make_block_manager, make_scheduler, make_sequence
+from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
+from tests.engine.builders import (
+    make_block_manager,
+    make_scheduler,
+    make_sequence,
+    make_sharing_sequence,
+)
 
 
 def chunks(batch: ScheduledBatch | None) -> list[tuple[int, int, int]]:
@@ -171,3 +176,112 @@ def test_everything_finishes_and_no_block_is_lost_or_shared(
                 del todo[sequence.arrival]
     assert todo == {}
     assert blocks.num_free_blocks == num_blocks
+
+
+def run_until_idle(scheduler: Scheduler, *, max_completion: int = 1) -> list[ScheduledBatch]:
+    """Each sequence ends after ``max_completion`` tokens."""
+    batches = []
+    while (batch := run_step(scheduler)) is not None:
+        batches.append(batch)
+        scheduler.remove(
+            [
+                s.sequence
+                for s in batch.sampling
+                if len(s.sequence.token_ids) - len(s.sequence.prompt.token_ids) >= max_completion
+            ]
+        )
+    return batches
+
+
+def num_computed(batches: list[ScheduledBatch]) -> int:
+    return sum(s.end - s.start for batch in batches for s in batch.scheduled)
+
+
+def test_eight_answers_to_one_prompt_compute_it_once() -> None:
+    """Each sibling computes what follows the last full block: at least one token for its logits."""
+    blocks = make_block_manager(num_blocks=2000, block_size=16, windows=(None, 512))
+    scheduler = make_scheduler(blocks, prefill_chunk_size=512)
+    prompt = PromptInputs(tuple(range(1000)))
+    for arrival in range(8):
+        scheduler.add(make_sharing_sequence(blocks, prompt, arrival=arrival))
+    batches = run_until_idle(scheduler)
+    assert num_computed(batches) == 1000 + 7 * 8  # 1.06 times the work for one
+    assert len(batches) == 3
+
+
+def test_a_stranger_waits_only_until_the_shared_part_is_computed() -> None:
+    blocks = make_block_manager()
+    scheduler = make_scheduler(blocks, prefill_chunk_size=16)
+    shared = tuple(range(12))
+    for arrival in range(2):
+        prompt = PromptInputs((*shared, *(100 * (arrival + 1),) * 12))
+        scheduler.add(make_sharing_sequence(blocks, prompt, arrival=arrival))
+    assert chunks(run_step(scheduler)) == [(0, 0, 16)]
+    assert chunks(run_step(scheduler)) == [(0, 16, 24), (1, 12, 20)]
+
+
+def test_others_are_started_while_somebody_waits_for_a_shared_part() -> None:
+    blocks = make_block_manager()
+    scheduler = make_scheduler(blocks, prefill_chunk_size=16)
+    prompt = PromptInputs(tuple(range(8)))
+    for arrival, user in enumerate(("ann", "bob")):
+        scheduler.add(make_sharing_sequence(blocks, prompt, arrival=arrival, user=user))
+    scheduler.add(make_sequence(blocks, num_prompt_tokens=5, arrival=2, user="cid"))
+    assert chunks(run_step(scheduler)) == [(0, 0, 8), (2, 0, 5)]
+    assert chunks(run_step(scheduler)) == [(0, 8, 9), (2, 5, 6), (1, 4, 8)]
+
+
+def test_who_waits_for_a_prompt_that_is_aborted_computes_it() -> None:
+    blocks = make_block_manager()
+    scheduler = make_scheduler(blocks, prefill_chunk_size=4)
+    prompt = PromptInputs(tuple(range(12)))
+    first, second = (make_sharing_sequence(blocks, prompt, arrival=i) for i in range(2))
+    scheduler.add(first)
+    scheduler.add(second)
+    assert chunks(run_step(scheduler)) == [(0, 0, 4)]
+    scheduler.remove([first])
+    assert chunks(run_step(scheduler)) == [(1, 4, 8)]
+
+
+def test_a_preempted_sequence_takes_up_what_is_left_of_its_blocks() -> None:
+    blocks = make_block_manager(num_blocks=6, block_size=4)
+    scheduler = make_scheduler(blocks, prefill_chunk_size=32)
+    old = make_sharing_sequence(blocks, PromptInputs(tuple(range(8))), arrival=0)
+    new = make_sharing_sequence(blocks, PromptInputs(tuple(range(50, 63))), arrival=1)
+    scheduler.add(old)
+    scheduler.add(new)
+    run_step(scheduler)
+    assert chunks(run_step(scheduler)) == [(0, 8, 9)]  # takes one of the four
+    scheduler.remove([old])
+    assert chunks(run_step(scheduler)) == [(1, 12, 14)]
+    assert new.num_cached_tokens == 0  # as it was when the sequence was started
+
+
+def test_an_image_that_others_share_is_taken_up_whole_or_not_at_all() -> None:
+    blocks = make_block_manager()
+    scheduler = make_scheduler(blocks)
+    image = ImageSpan(5, 6, b"picture")
+    for arrival, end in enumerate((11, 12, 14)):
+        prompt = PromptInputs((*range(5), *(99,) * 6, *range(end - 11)), (image,))
+        scheduler.add(make_sharing_sequence(blocks, prompt, arrival=arrival))
+        assert chunks(run_step(scheduler))[-1] == [(0, 0, 11), (1, 4, 12), (2, 12, 14)][arrival]
+
+
+def test_users_take_turns_to_be_started() -> None:
+    blocks = make_block_manager()
+    scheduler = make_scheduler(blocks, max_num_seqs=3)
+    for arrival, user in enumerate(("ann", "ann", "ann", "bob")):
+        scheduler.add(make_sequence(blocks, arrival=arrival, user=user))
+    assert chunks(run_step(scheduler)) == [(0, 0, 5), (3, 0, 5), (1, 0, 5)]
+
+
+def test_who_was_started_last_is_preempted_though_it_came_first() -> None:
+    """Otherwise a user who comes late would pay for another's many requests."""
+    blocks = make_block_manager(num_blocks=4, block_size=4)
+    scheduler = make_scheduler(blocks, max_num_seqs=2)
+    for arrival, user in enumerate(("ann", "ann", "bob")):
+        scheduler.add(make_sequence(blocks, num_prompt_tokens=7, arrival=arrival, user=user))
+    assert chunks(run_step(scheduler)) == [(0, 0, 7), (2, 0, 7)]
+    run_step(scheduler)
+    assert chunks(run_step(scheduler)) == [(0, 8, 9)]
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 2)

@@ -153,6 +153,30 @@ async def test_a_streamed_answer_is_the_whole_one(tiny: GemmaGenerator) -> None:
     assert "".join(deltas) == whole
 
 
+async def test_usage_tells_what_an_earlier_turn_left_cached(tiny: GemmaGenerator) -> None:
+    async with sdk(tiny) as client:
+        turns: list[dict[str, object]] = [
+            {"role": "user", "content": [picture((1, 2, 3))]},
+            {"role": "assistant", "content": "I see."},
+            {"role": "user", "content": "Are you sure? " * 3},
+        ]
+        fields: dict[str, object] = {"temperature": 0, "max_tokens": 4, "model": MODEL}
+        create = client.chat.completions.create
+        first = await create(messages=turns[:1], **fields)  # type: ignore[call-overload]
+        second = await create(messages=turns, **fields)  # type: ignore[call-overload]
+        stream = await create(  # type: ignore[call-overload]
+            messages=turns, stream=True, stream_options={"include_usage": True}, **fields
+        )
+        usages = [first.usage, second.usage, [chunk async for chunk in stream][-1].usage]
+        salted = await create(  # type: ignore[call-overload]
+            messages=turns, extra_body={"cache_salt": "mine"}, **fields
+        )
+    cached = [usage.prompt_tokens_details.cached_tokens for usage in usages]
+    prompts = [usage.prompt_tokens for usage in usages]
+    assert cached == [0, prompts[0] // 16 * 16, (prompts[1] - 1) // 16 * 16]
+    assert salted.usage.prompt_tokens_details.cached_tokens == 0
+
+
 async def test_too_long_a_prompt_is_refused_with_both_numbers(tiny: GemmaGenerator) -> None:
     async with sdk(tiny) as client:
         with pytest.raises(openai.BadRequestError) as caught:

@@ -24,6 +24,7 @@ def make_app(
     *,
     api_keys: tuple[str, ...] = (),
     cors_allow_origins: tuple[str, ...] = (),
+    share_prefix_cache: bool = False,
     limits: ApiLimits | None = None,
     body_timeout_s: float = 120,
 ) -> FastAPI:
@@ -31,6 +32,7 @@ def make_app(
         model_name=MODEL,
         api_keys=api_keys,
         cors_allow_origins=cors_allow_origins,
+        share_prefix_cache=share_prefix_cache,
         limits=limits or ApiLimits(body_timeout_s=body_timeout_s),
     )
     return build_app(client, config, image_loader or FakeImageLoader())

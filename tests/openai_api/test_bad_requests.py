@@ -176,7 +176,7 @@ async def test_unsupported_field_is_a_400_that_names_it(
             "add_generation_prompt": False,
         },
         {"messages": [USER, ASSISTANT], "add_generation_prompt": True},
-        {"user": 5, "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
+        {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
         {"reasoning_effort": "high", "verbosity": "low", "prediction": None},
         {"num_ctx": 4096, "tfs_z": 1, "mirostat": 2, "keep_alive": "5m", "think": False},
         {"chat_template_kwargs": {"enable_thinking": False}, "priority": 1},

@@ -265,8 +265,10 @@ async def test_unknown_fields_are_logged_once_and_ignored(
 ) -> None:
     caplog.set_level(logging.DEBUG, "gemma_serve")
     response = await post_chat(
-        make_app(FakeGenerationClient(*answer())), num_ctx=4096, mirostat=1, user="me"
+        make_app(FakeGenerationClient(*answer())), num_ctx=4096, mirostat=1, store=True
     )
     assert response.status_code == 200
     ignored = [line for line in caplog.messages if line.startswith("ignored")]
-    assert [line.partition("fields=")[2] for line in ignored] == ["['mirostat', 'num_ctx', 'user']"]
+    assert [line.partition("fields=")[2] for line in ignored] == [
+        "['mirostat', 'num_ctx', 'store']"
+    ]

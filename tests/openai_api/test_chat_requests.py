@@ -17,7 +17,7 @@ from tests.fakes import (
     answer,
     image_of,
 )
-from tests.openai_api.harness import error_of, make_app, post_chat
+from tests.openai_api.harness import CHAT, HELLO, connect, error_of, make_app, post_chat
 
 TOOL = {"type": "function", "function": {"name": "get_time"}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
@@ -261,3 +261,46 @@ async def test_too_many_images_are_refused_before_any_is_fetched() -> None:
     assert error_of(response)["message"] == "a request may have 2 images, got 3"
     assert loader.calls == []
     assert (await post_chat(app, messages=messages[:2])).status_code == 200
+
+
+async def test_user_is_whoever_the_newer_field_names() -> None:
+    assert (await requested()).user is None
+    assert (await requested(user="ann")).user == "ann"
+    assert (await requested(user="ann", safety_identifier="bob")).user == "bob"
+
+
+async def test_without_keys_the_salt_is_the_clients_own() -> None:
+    assert (await requested()).cache_salt is None
+    assert (await requested(cache_salt="mine")).cache_salt == "mine"
+
+
+async def requested_with_key(key: str, *, share: bool = False, **fields: object) -> tuple[str, str]:
+    """User and salt of a request that comes with ``key``."""
+    client = FakeGenerationClient(*answer())
+    app = make_app(client, api_keys=("one", "two"), share_prefix_cache=share)
+    async with connect(app) as http:
+        headers = {"authorization": f"Bearer {key}"}
+        response = await http.post(CHAT, json={**HELLO, **fields}, headers=headers)
+    assert response.status_code == 200
+    (request,) = client.requests
+    return str(request.user), str(request.cache_salt)
+
+
+async def test_another_key_is_another_user_with_another_salt() -> None:
+    first, again, other = [await requested_with_key(key) for key in ("one", "one", "two")]
+    assert first == again
+    assert first[0] != other[0]
+    assert first[1] != other[1]
+    assert "one" not in first[0] + first[1]
+
+
+async def test_a_client_cannot_choose_the_salt_of_another_key() -> None:
+    _, salt = await requested_with_key("one")
+    _, forged = await requested_with_key("two", cache_salt=salt)
+    assert forged != salt
+
+
+async def test_keys_may_be_let_share() -> None:
+    assert [(await requested_with_key(key, share=True))[1] for key in ("one", "two")] == [
+        "None"
+    ] * 2
