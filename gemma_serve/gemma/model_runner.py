@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from gemma_serve.engine.model_runner import SampledToken
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
 from gemma_serve.gemma.attention.paged import PagedAttention
@@ -42,14 +43,16 @@ class GemmaModelRunner:
         self._device = self._embed_tokens.weight.device
 
     @torch.inference_mode()
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         """As ``engine.model_runner.ModelRunner.run``."""
+        states = [s.sequence.sampling_state for s in batch.sampling]
+        masks = self._sampler.start_masks(states)
         hidden_states = self._forward(batch)
         if not batch.sampling:
             return []
         # [num_sampling, vocab_size]
         logits = self._logits(hidden_states[_sampling_rows(batch)])
-        return self._sampler.sample(logits, [s.sequence.sampling_state for s in batch.sampling])
+        return self._sampler.sample(logits, states, masks)
 
     @torch.inference_mode()
     def logits(self, batch: ScheduledBatch) -> Tensor:
