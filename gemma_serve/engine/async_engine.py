@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
 
+from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.engine import Engine, EngineRequest, StepOutput
 from gemma_serve.engine.mailbox import Mailbox
 from gemma_serve.engine.sequence import PromptInputs
@@ -68,9 +69,14 @@ class AsyncEngine:
         return self._engine.stats
 
     def submit(
-        self, request_id: str, prompt: PromptInputs, sampling: SamplingParams, n: int
+        self,
+        request_id: str,
+        prompt: PromptInputs,
+        sampling: SamplingParams,
+        n: int,
+        constraints: tuple[TokenConstraint, ...] = (),
     ) -> GenerationStream:
-        """Admit a request of the running event loop.
+        """Admit a request of the running event loop. ``constraints``: as in ``EngineRequest``.
 
         Raises ``OverloadedError`` or ``UnavailableError``. A request of more sequences than are
         taken at all is admitted when there is no other.
@@ -84,7 +90,11 @@ class AsyncEngine:
         key = next(self._keys)
         mailbox = self._mailboxes[key] = Mailbox(request_id, n)
         self._commands.put(
-            _Add(EngineRequest(key=key, prompt=prompt, sampling=sampling, n=n)),
+            _Add(
+                EngineRequest(
+                    key=key, prompt=prompt, sampling=sampling, n=n, constraints=constraints
+                )
+            ),
         )
         if not self._accepting:  # Read after the insertion: whoever clears it fails what it finds.
             self._mailboxes.pop(key, None)

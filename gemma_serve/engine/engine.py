@@ -91,6 +91,10 @@ class Engine:
         self._num_failed_steps_in_a_row = 0
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        return self._vocabulary
+
+    @property
     def has_work(self) -> bool:
         return bool(self._unfinished)
 
