@@ -56,6 +56,7 @@ class ChatCompletions:
                 n=request.n,
                 started=stream.started,
                 stream_usage=_wants_usage(body),
+                logprobs=request.sampling.logprobs is not None,
             ),
         )
         if body.stream:

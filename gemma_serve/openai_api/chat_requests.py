@@ -74,6 +74,12 @@ def _check_combinations(body: ChatCompletionRequest) -> None:
             param="stream_options",
             code="invalid_value",
         )
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequestError(
+            "top_logprobs is only allowed when logprobs is true",
+            param="top_logprobs",
+            code="invalid_value",
+        )
     if body.tool_choice == "auto" and body.tools is None:
         raise InvalidRequestError(
             "tool_choice is only allowed when tools are given",
@@ -126,6 +132,7 @@ def _sampling_params(body: ChatCompletionRequest, description: ModelDescription)
         stop=tuple(body.stop or default.stop),
         stop_token_ids=_stop_token_ids(body, description),
         ignore_eos=_given(body.ignore_eos, default.ignore_eos),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
 
 

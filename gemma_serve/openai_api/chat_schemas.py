@@ -113,6 +113,15 @@ class ChatCompletionRequest(UnsupportedFields):
     ignore_eos: Bool | None = Field(
         default=None, description="Go on when the model ends its turn: for benchmarks."
     )
+    logprobs: Bool | None = Field(
+        default=None,
+        description="Tell how probable each token was to the model itself: before temperature, "
+        "penalties and the like.",
+    )
+    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = Field(
+        default=None,
+        description="Only with `logprobs`: so many of the most probable tokens in each place, too.",
+    )
     n: Annotated[Int, Field(ge=1, le=128)] | None = Field(
         default=None, description="How many choices to generate."
     )

@@ -41,8 +41,6 @@ class UnsupportedFields(BaseModel):
     format: Annotated[object, BeforeValidator(_refuse_json)] = Field(
         default=None, description="Ollama's response_format."
     )
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
     prompt_logprobs: None = None
     modalities: list[Literal["text"]] | None = None
     audio: None = None

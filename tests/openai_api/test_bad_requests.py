@@ -119,8 +119,6 @@ async def test_invalid_value_is_a_400_that_names_the_field(
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type"),
         ({"format": "json"}, "format"),
         ({"format": {"type": "object"}}, "format"),
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 1}, "top_logprobs"),
         ({"modalities": ["text", "audio"]}, "modalities[1]"),
         ({"audio": {"voice": "ash", "format": "wav"}}, "audio"),
         ({"web_search_options": {}}, "web_search_options"),
