@@ -26,6 +26,7 @@ from gemma_serve.openai_api.chat_messages import (
     ToolMessage,
 )
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.structured_outputs import constraining_field
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ async def build_generation_request(
     """
     _check_combinations(body)
     sampling = _sampling_params(body, description)
+    constraining = constraining_field(body)
     urls = dict(_image_urls(body.messages))
     vision = _vision_for(urls, description, image_limits)
     images = {} if vision is None else await _load_images(urls, vision, image_loader)
@@ -64,6 +66,7 @@ async def build_generation_request(
         ),
         sampling=sampling,
         n=body.n or 1,
+        output_constraint=None if constraining is None else constraining.constraint,
     )
 
 

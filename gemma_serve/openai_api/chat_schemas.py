@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gemma_serve.openai_api.chat_messages import Message
 from gemma_serve.openai_api.field_types import Bool, Int, Number, StopStrings, Text
+from gemma_serve.openai_api.structured_outputs import StructuredOutputFields
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
 INT64_MAX: Final = 2**63 - 1
@@ -51,7 +52,7 @@ class Tool(BaseModel):
     function: FunctionDefinition
 
 
-class ChatCompletionRequest(UnsupportedFields):
+class ChatCompletionRequest(StructuredOutputFields, UnsupportedFields):
     """What this server reads of OpenAI's request, and of the fields that other servers added.
 
     Each description is the field's line in ``docs/api.md``.
