@@ -19,12 +19,12 @@ from gemma_serve.structured_output.vocabulary import Encode, grammar_tokenizer
 logger = logging.getLogger(__name__)
 
 _MAX_COMPILED: Final = 32
-"""Grammars kept. One holds its lexer's states, which copies share: at most about 100 MB."""
+"""Grammars kept. Each has the lexer's states of its first mask; a copy adds its own."""
 _MAX_COMPILE_S: Final = 10.0
 """A schema of 20,000 enum values takes 0.3 s, one of 2,000 optional properties 0.8 s."""
 _NUM_THREADS: Final = 2
 _LIMITS: Final = LLParserLimits(
-    max_lexer_states=50_000,  # of 1 to 2 kB; a fifth of the default
+    max_lexer_states=50_000,  # of 1 to 2 kB, in each sequence; a fifth of the default
     verbose_errors=False,  # which hold what the client sent, and end up in logs
 )
 
@@ -68,7 +68,7 @@ class ConstraintCompiler:
         started_at = perf_counter()
         matcher = LLMatcher(self._tokenizer, grammar_of(wanted), log_level=0, limits=_LIMITS)
         if not matcher.is_error():
-            # The first mask builds what all copies share, and fails if no text fits the grammar.
+            # The first mask is the dearest; copies inherit its states. It fails if no text fits.
             matcher.compute_bitmask()
         if matcher.is_error():
             raise refusal(wanted, matcher.get_error())

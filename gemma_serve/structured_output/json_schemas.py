@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from time import perf_counter
 from typing import Final
 
 from llguidance import LLMatcher
@@ -13,10 +14,15 @@ Schema = dict[str, object]
 _MAX_DEPTH: Final = 100
 """Of nested JSON. The compiler is recursive and ends at 128."""
 
+_MAX_SEARCH_S: Final = 1.0
+
 _ENFORCED_FORMATS: Final = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 )
 """Of ``format``; JSON Schema lets other values be annotations only."""
+
+_NEUTRAL: Final = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
+"""Keywords that are not enforced, with the value that asks for nothing."""
 
 _WHITESPACE: Final = r" |\n {0,32}"
 """Matched at most once wherever JSON allows whitespace. Without a bound, a small model may never
@@ -29,7 +35,7 @@ _SINGLE_IN_PLACE = ("not", "if", "then", "else", "unevaluatedItems", "unevaluate
 
 
 def parse_schema(text: str) -> Schema:
-    """Read a schema and leave out formats that are annotations.
+    """Read a schema and leave out what constrains nothing.
 
     Raises ``OutputConstraintError``.
     """
@@ -42,7 +48,7 @@ def parse_schema(text: str) -> Schema:
         return {}
     if not isinstance(schema, dict):
         raise OutputConstraintError("The schema must be a JSON object")
-    _leave_annotations_out(schema)
+    _leave_out_the_neutral(schema)
     return schema
 
 
@@ -54,10 +60,14 @@ def schema_grammar(schema: Schema) -> str:
 
 
 def place_of_error(schema: Schema) -> str | None:
-    """The innermost part of a refused ``schema`` that is refused by itself, as a path."""
+    """The innermost part of a refused ``schema`` that is refused by itself, as a path.
+
+    Compiles part after part, and stops where it is when that has taken long enough.
+    """
     path = ""
     part: object = schema
-    while isinstance(part, dict):
+    deadline = perf_counter() + _MAX_SEARCH_S
+    while isinstance(part, dict) and perf_counter() < deadline:
         refused = ((step, sub) for step, sub in _parts(part) if _is_refused(sub, schema))
         step, part = next(refused, ("", None))
         path += step
@@ -83,14 +93,17 @@ def _children(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _leave_annotations_out(schema: Schema) -> None:
+def _leave_out_the_neutral(schema: Schema) -> None:
     pending: list[object] = [schema]
     while pending:
         part = pending.pop()
         if isinstance(part, dict):
-            known = part.get("format")
-            if isinstance(known, str) and known not in _ENFORCED_FORMATS:
+            name = part.get("format")
+            if isinstance(name, str) and name not in _ENFORCED_FORMATS:
                 del part["format"]
+            for keyword, neutral in _NEUTRAL.items():
+                if part.get(keyword) is neutral:
+                    del part[keyword]
             pending.extend(sub for _, sub in _parts(part))
 
 

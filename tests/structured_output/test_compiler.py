@@ -71,6 +71,7 @@ PERSON = {
         ("json_schema", PERSON, '{"name": "Ada", "age": 36, "x": 1}', False),
         ("json_schema", True, "[1, null]", True),
         ("json_schema", {"type": "string", "format": "password"}, '"secret"', True),
+        ("json_schema", {"items": {"type": "null"}, "uniqueItems": False}, "[null, null]", True),
         ("json_schema", {"type": "string", "format": "date"}, '"2026-11-23"', True),
         ("json_schema", {"type": "string", "format": "date"}, '"tomorrow"', False),
         ("json_schema", {"const": "é\U0001f389"}, '"é\U0001f389"', True),
