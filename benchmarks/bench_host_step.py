@@ -15,6 +15,7 @@ from time import thread_time
 from benchmarks.environment import write_json
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.engine import Engine, EngineRequest, Vocabulary
+from gemma_serve.engine.model_runner import SampledToken
 from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
 from gemma_serve.engine.sequence import PromptInputs
 from gemma_serve.generation import SamplingParams
@@ -27,8 +28,8 @@ MAX_MODEL_LEN = 8192
 class StubRunner:
     """Says the same letter to everybody."""
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
-        return [7] * len(batch.sampling)
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
+        return [SampledToken(7)] * len(batch.sampling)
 
 
 def main(argv: Seq[str]) -> None:

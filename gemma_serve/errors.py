@@ -7,7 +7,8 @@
     │   └── CheckpointError         the model cannot be found, fetched or loaded
     ├── RequestError                a caller's mistake: retrying the same request is pointless
     │   ├── InvalidRequestError     a field is malformed, out of range or unsupported
-    │   │   └── ContextLengthError  the prompt does not fit the model's context
+    │   │   ├── ContextLengthError  the prompt does not fit the model's context
+    │   │   └── OutputConstraintError  the answer's format is malformed or cannot be enforced
     │   ├── AuthenticationError     no key, or a wrong one
     │   ├── NotFoundError           no such model or route
     │   └── PayloadTooLargeError    the body is larger than the server reads
@@ -67,6 +68,20 @@ class ContextLengthError(InvalidRequestError):
             f"{prompt_tokens} tokens and at least one more is needed for the answer. "
             "Please shorten the messages."
         )
+
+
+class OutputConstraintError(InvalidRequestError):
+    """The answer's format is malformed, or it cannot be enforced.
+
+    ``param`` is the place in the format (``properties.age``), if one is to blame: whoever knows
+    the request's field that holds the format puts that before it.
+    """
+
+    def under(self, field: str) -> InvalidRequestError:
+        """The same error, about a format that the request has at ``field``."""
+        path = self.param or ""
+        separator = "." if path and not path.startswith("[") else ""
+        return InvalidRequestError(str(self), param=field + separator + path, code=self.code)
 
 
 class AuthenticationError(RequestError):

@@ -6,7 +6,7 @@ Everything here crosses process borders by pickle and needs the standard library
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 from gemma_serve.messages import ChatMessage
 
@@ -55,6 +55,20 @@ class SamplingParams:
     """Token ids that end the completion, besides the checkpoint's own."""
     ignore_eos: bool = False
     """Go on past the checkpoint's own stop tokens and strings, as benchmarks want."""
+    logprobs: int | None = None
+    """Report each token's log-probability and those of so many most probable tokens, 0 to 20;
+    ``None``: report none. They are the model's own: before temperature, penalties, biases, limits
+    and output constraints."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConstraint:
+    """What a completion must look like from its first character to its last."""
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    value: str
+    """A JSON Schema as JSON text, a pattern, choices as a JSON list of strings, or a grammar in
+    Lark or GBNF notation. ``json_object`` has none: it is any JSON object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +83,7 @@ class GenerationRequest:
     """Whose turn it takes: users start their sequences by turns."""
     cache_salt: str | None = None
     """Only requests of the same salt share what is cached of their prompts."""
+    output_constraint: OutputConstraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +91,26 @@ class GenerationStarted:
     """The request was valid and is admitted; the first token is still to come."""
 
     prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How probable the model found one token."""
+
+    token_id: int
+    logprob: float
+    """Natural logarithm, finite: -9999 for a token without any probability."""
+    token_bytes: bytes
+    """What it writes: maybe half a character; nothing for control tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledLogprobs:
+    """A sampled token among the most probable ones."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+    """``SamplingParams.logprobs`` many, the most probable first; may contain the chosen one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +126,8 @@ class GenerationDelta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache; told once, with the first token."""
+    logprobs: tuple[SampledLogprobs, ...] = ()
+    """One per token of ``token_ids`` if the request asked for them, else none."""
 
     def __add__(self, later: Self) -> "GenerationDelta":
         if later.index != self.index or self.finish_reason is not None:
@@ -101,6 +138,7 @@ class GenerationDelta:
             self.token_ids + later.token_ids,
             later.finish_reason,
             self.cached_tokens + later.cached_tokens,
+            self.logprobs + later.logprobs,
         )
 
 

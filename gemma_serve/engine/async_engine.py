@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
 
+from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.engine import Engine, EngineRequest, StepOutput
 from gemma_serve.engine.mailbox import Mailbox
 from gemma_serve.engine.sequence import PromptInputs
@@ -76,8 +77,9 @@ class AsyncEngine:
         *,
         user: str | None = None,
         cache_salt: str | None = None,
+        constraints: tuple[TokenConstraint, ...] = (),
     ) -> GenerationStream:
-        """Admit a request of the running event loop. The rest is as in ``GenerationRequest``.
+        """Admit a request of the running event loop. The rest is as in ``EngineRequest``.
 
         Raises ``OverloadedError`` or ``UnavailableError``. A request of more sequences than are
         taken at all is admitted when there is no other.
@@ -91,7 +93,13 @@ class AsyncEngine:
         key = next(self._keys)
         mailbox = self._mailboxes[key] = Mailbox(request_id, n)
         request = EngineRequest(
-            key=key, prompt=prompt, sampling=sampling, n=n, user=user, cache_salt=cache_salt
+            key=key,
+            prompt=prompt,
+            sampling=sampling,
+            n=n,
+            user=user,
+            cache_salt=cache_salt,
+            constraints=constraints,
         )
         self._commands.put(_Add(request))
         if not self._accepting:  # Read after the insertion: whoever clears it fails what it finds.

@@ -5,19 +5,37 @@ from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import count
+from typing import Final
 
 from gemma_serve.engine.block_chain import BlockChain, ImageContent
 from gemma_serve.engine.block_manager import BlockManager
+from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.detokenizer import Detokenizer
-from gemma_serve.engine.model_runner import ModelRunner
+from gemma_serve.engine.model_runner import ModelRunner, SampledToken
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
 from gemma_serve.engine.sequence import PromptInputs, Sequence
 from gemma_serve.engine.stats import EngineStats
 from gemma_serve.errors import GemmaServeError, GenerationError
-from gemma_serve.generation import FinishReason, GenerationDelta, SamplingParams
+from gemma_serve.generation import (
+    FinishReason,
+    GenerationDelta,
+    SampledLogprobs,
+    SamplingParams,
+    TokenLogprob,
+)
 
 logger = logging.getLogger(__name__)
+
+_MODEL_FAILED: Final = "The model failed while it worked on this request. Please try again."
+_OUT_OF_MEMORY: Final = (
+    "The server ran out of memory while it worked on this request. Please try again later, or with "
+    "a shorter prompt."
+)
+_NO_TOKEN_POSSIBLE: Final = (
+    "The answer can be neither continued nor ended: its format and the request's other parameters "
+    "together rule every token out."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +63,8 @@ class EngineRequest:
     n: int = 1
     user: str | None = None
     cache_salt: str | None = None
+    constraints: tuple[TokenConstraint, ...] = ()
+    """One for each of the ``n``, or none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +100,10 @@ class Engine:
         self._num_failed_steps_in_a_row = 0
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        return self._vocabulary
+
+    @property
     def has_work(self) -> bool:
         return bool(self._unfinished)
 
@@ -104,7 +128,7 @@ class Engine:
         except Exception:
             # The boundary of one request: the engine must outlive it.
             logger.exception("a request could not begin")
-            return [StepOutput(request.key, error=_failure())]
+            return [StepOutput(request.key, error=GenerationError(_MODEL_FAILED))]
         self._unfinished[request.key] = sequences
         for sequence in sequences:
             self._scheduler.add(sequence)
@@ -122,16 +146,16 @@ class Engine:
         if batch is None:
             return []
         try:
-            token_ids = self._runner.run(batch)
+            sampled_tokens = self._runner.run(batch)
             self._scheduler.mark_computed(batch)
-            outputs = self._take_in(batch, token_ids)
+            outputs = self._take_in(batch, sampled_tokens)
         except MemoryError as error:
             return self._shed_newest(batch, error)
         except Exception:
             # The boundary between one step and the next: the engine must outlive any request.
             logger.exception("a step of %d sequences failed", len(batch.scheduled))
             self._num_failed_steps_in_a_row += 1
-            return self._fail({s.sequence.request_key for s in batch.scheduled}, _failure())
+            return self._fail({s.sequence.request_key for s in batch.scheduled})
         self._num_failed_steps_in_a_row = 0
         return outputs
 
@@ -165,6 +189,7 @@ class Engine:
                 sampling,
                 seed=SamplingState.derive_seed(sampling.seed, index),
                 prompt_token_ids=prompt.token_ids,
+                constraint=request.constraints[index] if request.constraints else None,
             ),
             detokenizer=Detokenizer(vocabulary.token_bytes, (*sampling.stop, *own_stops)),
             stop_token_ids=own_stop_ids.union(sampling.stop_token_ids),
@@ -175,17 +200,26 @@ class Engine:
             user=request.user,
         )
 
-    def _take_in(self, batch: ScheduledBatch, token_ids: Seq[int]) -> list[StepOutput]:
+    def _take_in(
+        self, batch: ScheduledBatch, sampled_tokens: Seq[SampledToken]
+    ) -> list[StepOutput]:
         deltas: dict[int, list[GenerationDelta]] = {}
-        for scheduled, token_id in zip(batch.sampling, token_ids, strict=True):
+        stuck: set[int] = set()
+        for scheduled, sampled in zip(batch.sampling, sampled_tokens, strict=True):
             sequence = scheduled.sequence
-            delta = self._advance(sequence, token_id)
+            if sampled.token_id is None:
+                stuck.add(sequence.request_key)
+                continue
+            delta = self._advance(sequence, sampled.token_id, self._logprobs(sampled))
             deltas.setdefault(sequence.request_key, []).append(delta)
             if delta.finish_reason is not None:
                 self._finish(sequence)
-        return [StepOutput(key, tuple(of_request)) for key, of_request in deltas.items()]
+        outputs = [StepOutput(key, tuple(of_request)) for key, of_request in deltas.items()]
+        return outputs + self._fail(stuck, _NO_TOKEN_POSSIBLE)
 
-    def _advance(self, sequence: Sequence, token_id: int) -> GenerationDelta:
+    def _advance(
+        self, sequence: Sequence, token_id: int, logprobs: tuple[SampledLogprobs, ...] = ()
+    ) -> GenerationDelta:
         """Append a sampled token and say what became final by it."""
         is_first = len(sequence.token_ids) == len(sequence.prompt.token_ids)
         sequence.token_ids.append(token_id)
@@ -197,6 +231,8 @@ class Engine:
             text = sequence.detokenizer.append((token_id,))
             if sequence.detokenizer.matched_stop is not None:
                 finish_reason = FinishReason.STOP
+            elif sequence.sampling_state.is_over:
+                text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.STOP
             elif len(sequence.token_ids) >= sequence.max_total_tokens:
                 text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.LENGTH
         return GenerationDelta(
@@ -205,7 +241,16 @@ class Engine:
             (token_id,),
             finish_reason,
             cached_tokens=sequence.num_cached_tokens if is_first else 0,
+            logprobs=logprobs,
         )
+
+    def _logprobs(self, sampled: SampledToken) -> tuple[SampledLogprobs, ...]:
+        """Of one token; nothing if they were not asked for."""
+        if not sampled.logprobs:
+            return ()
+        token_bytes = self._vocabulary.token_bytes
+        chosen, *top = (TokenLogprob(i, logprob, token_bytes[i]) for i, logprob in sampled.logprobs)
+        return (SampledLogprobs(chosen, tuple(top)),)
 
     def _finish(self, sequence: Sequence) -> None:
         self._scheduler.remove((sequence,))
@@ -227,20 +272,9 @@ class Engine:
         )
         if keys == {newest}:  # else the next, smaller step may well work
             self._num_failed_steps_in_a_row += 1
-        return self._fail({newest}, _out_of_memory())
+        return self._fail({newest}, _OUT_OF_MEMORY)
 
-    def _fail(self, keys: Collection[int], error: GenerationError) -> list[StepOutput]:
+    def _fail(self, keys: Collection[int], message: str = _MODEL_FAILED) -> list[StepOutput]:
         for key in keys:
             self.abort(key)
-        return [StepOutput(key, error=error) for key in keys]
-
-
-def _failure() -> GenerationError:
-    return GenerationError("The model failed while it worked on this request. Please try again.")
-
-
-def _out_of_memory() -> GenerationError:
-    return GenerationError(
-        "The server ran out of memory while it worked on this request. Please try again later, or "
-        "with a shorter prompt."
-    )
+        return [StepOutput(key, error=GenerationError(message)) for key in keys]

@@ -4,29 +4,33 @@ import logging
 import math
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gemma_serve.engine.constraint import MaskThreads, PendingMasks
+from gemma_serve.engine.model_runner import SampledToken
+from gemma_serve.engine.sampler_logprobs import RowLogprobs
+from gemma_serve.engine.sampler_masks import MaskApplier
+from gemma_serve.engine.sampler_rows import (
+    in_slices,
+    most_probable,
+    rows_per_pass,
+    slice_at,
+    unnormalised,
+)
 from gemma_serve.engine.sampling_state import LogitAdjustments, SamplingState
 from gemma_serve.generation import SamplingParams
 
 logger = logging.getLogger(__name__)
-
-_NUM_SLICES = 64
-"""Slices that a vocabulary is searched in: about its square root (262144 = 64 * 4096), which makes
-"the best of each, then the best of those" cheap."""
 
 _NUM_SPARE_CANDIDATES = 64
 """Candidates beyond ``top_k``, for tokens as probable as the last one: top_k keeps them all."""
 
 _NUM_NUCLEUS_CANDIDATES = 1024
 """Candidates for top_p and min_p without top_k. Flatter distributions are sorted whole."""
-
-_MAX_ROWS_ON_CPU = 8
-"""Rows per pass on a CPU, whose caches hold a few rows of a large vocabulary and not 32."""
 
 _MIN_TEMPERATURE = 1e-30
 """Float32 holds its reciprocal; any temperature near it leaves only the most probable tokens."""
@@ -127,22 +131,61 @@ class Sampler:
         self._device = device
         self._forbidden = torch.tensor(sorted(forbidden), dtype=torch.int64, device=device)
         self._last_resort = min(set(range(vocab_size)) - forbidden)
+        self._mask_threads = MaskThreads()
+        self._mask_applier = MaskApplier(vocab_size, device)
+
+    def start_masks(self, states: Sequence[SamplingState]) -> PendingMasks:
+        """Begin to compute which tokens constraints allow, while the model computes the logits."""
+        return self._mask_threads.start([state.constraint for state in states])
 
     @torch.inference_mode()
-    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
+    def sample(
+        self, logits: Tensor, states: Sequence[SamplingState], masks: PendingMasks | None = None
+    ) -> list[SampledToken]:
         """The next token of each sequence.
 
         ``logits``: ``[num_seqs, vocab_size]`` bfloat16 or float32, modified. NaN counts as never.
+        ``masks``: what ``start_masks`` gave for ``states``.
         A row without one finite logit, which only a broken model gives, gets the lowest id that is
-        not forbidden: nothing can save its text, and the other rows must not suffer.
+        not forbidden: nothing can save its text, and the other rows must not suffer. One with a
+        constraint gets none: its text must be right or end.
         """
+        logprobs = RowLogprobs.read(logits, states)
+        allowed = (masks or self.start_masks(states)).result()
         logits.index_fill_(1, self._forbidden, -math.inf)
+        self._mask_applier.apply(
+            logits, {row: mask for row, mask in allowed.items() if mask is not None}
+        )
+        chosen = self._choose_all(logits, states)
+        for row, mask in allowed.items():
+            if mask is None:
+                chosen.pop(row, None)
+        return self._sampled_tokens(logits, states, chosen, logprobs)
+
+    def _sampled_tokens(
+        self,
+        logits: Tensor,
+        states: Sequence[SamplingState],
+        chosen: Mapping[int, int],
+        logprobs: RowLogprobs | None,
+    ) -> list[SampledToken]:
+        token_ids = [chosen.get(row, self._last_resort) for row in range(len(states))]
+        reports = {} if logprobs is None else logprobs.report(logits, token_ids)
+        return [
+            SampledToken(None)
+            if row not in chosen and states[row].constraint is not None
+            else SampledToken(token_id, reports.get(row, ()))
+            for row, token_id in enumerate(token_ids)
+        ]
+
+    def _choose_all(self, logits: Tensor, states: Sequence[SamplingState]) -> dict[int, int]:
+        """Token ids by row, without the rows that have no finite logit."""
         methods = [_Method.of(state, self._vocab_size) for state in states]
         chosen = self._choose(logits, states, methods)
         if len(chosen) < len(states):
             remaining = [row for row in range(len(states)) if row not in chosen]
             chosen |= self._choose_thoroughly(logits, states, remaining)
-        return [chosen[row] for row in range(len(states))]
+        return chosen
 
     def _choose_thoroughly(
         self, logits: Tensor, states: Sequence[SamplingState], rows: Sequence[int]
@@ -157,7 +200,7 @@ class Sampler:
         if len(chosen) < len(rows):
             num_hopeless = len(rows) - len(chosen)
             logger.warning("%d of %d sequences have no finite logit", num_hopeless, len(states))
-        return {row: chosen.get(i, self._last_resort) for i, row in enumerate(rows)}
+        return {rows[i]: token_id for i, token_id in chosen.items()}
 
     def _choose(
         self, logits: Tensor, states: Sequence[SamplingState], methods: Sequence[_Method]
@@ -186,7 +229,7 @@ class Sampler:
         groups: defaultdict[_Method, list[int]] = defaultdict(list)
         for row, method in enumerate(methods):
             groups[method].append(row)
-        max_rows = _MAX_ROWS_ON_CPU if self._device.type == "cpu" else len(methods)
+        max_rows = rows_per_pass(len(methods), self._device)
         return [
             (method, rows[start : start + max_rows])
             for method, rows in groups.items()
@@ -250,38 +293,27 @@ def _finite_or_never(logits: Tensor) -> Tensor:
     return torch.nan_to_num(logits, nan=-math.inf, neginf=-math.inf)
 
 
-def _slices(logits: Tensor) -> Tensor:
-    """View ``[num_seqs, vocab_size]`` as ``[num_seqs, num_slices, slice_size]``."""
-    num_seqs, vocab_size = logits.shape
-    return logits.view(num_seqs, _NUM_SLICES if vocab_size % _NUM_SLICES == 0 else 1, -1)
-
-
-def _slice_at(slices: Tensor, index: Tensor) -> Tensor:
-    """One slice of each row, ``[num_seqs, slice_size]``. ``index``: ``[num_seqs, 1]``."""
-    return slices.gather(1, index.unsqueeze(2).expand(-1, 1, slices.shape[2])).squeeze(1)
-
-
 def _choose_greedily(logits: Tensor) -> _Choice:
     """The most probable token; of equals the lowest id."""
-    slices = _slices(logits)
+    slices = in_slices(logits)
     maxima = slices.amax(dim=2)  # [num_seqs, num_slices]
     best_slice = maxima.argmax(dim=1, keepdim=True)  # the first of equals
-    within = _slice_at(slices, best_slice).argmax(dim=1, keepdim=True)
+    within = slice_at(slices, best_slice).argmax(dim=1, keepdim=True)
     token_ids = best_slice * slices.shape[2] + within
     return _Choice(token_ids.flatten(), maxima.amax(dim=1).isfinite())
 
 
 def _choose_from_all(logits: Tensor, parameters: _Parameters) -> _Choice:
     """Inverse CDF over the whole vocabulary in the order of ids: nothing needs sorting."""
-    maximum = _slices(logits).amax(dim=2).amax(dim=1, keepdim=True)
-    weights = _slices(_weights(logits, maximum, parameters.temperature))
+    maximum = in_slices(logits).amax(dim=2).amax(dim=1, keepdim=True)
+    weights = in_slices(unnormalised(logits, maximum, parameters.temperature))
     masses = weights.sum(dim=2, dtype=torch.float64).cumsum(dim=1)  # up to and with each slice
     target = parameters.uniform * masses[:, -1:]
     chosen_slice = _inverse_cdf(masses, target, masses[:, -1:])
     mass_before = torch.where(
         chosen_slice > 0, masses.gather(1, (chosen_slice - 1).clamp(min=0)), 0.0
     )
-    masses_within = _slice_at(weights, chosen_slice).double().cumsum(dim=1)
+    masses_within = slice_at(weights, chosen_slice).double().cumsum(dim=1)
     within = _inverse_cdf(masses_within, target - mass_before, masses_within[:, -1:])
     token_ids = chosen_slice * weights.shape[2] + within
     return _Choice(token_ids.flatten(), maximum.isfinite().flatten())
@@ -295,14 +327,14 @@ def _choose_from_candidates(
     Every limit keeps a prefix of them: top_k by rank (and what equals the last rank), top_p by the
     mass before a token, min_p by the weight, which is relative to the first token's.
     """
-    values, candidate_ids = _most_probable(logits, num_candidates)  # [num_seqs, num_candidates]
+    values, candidate_ids = most_probable(logits, num_candidates)  # [num_seqs, num_candidates]
     weights = ((values.double() - values[:, :1].double()) / parameters.temperature).exp()
     last_rank = (parameters.top_k.clamp(max=num_candidates) - 1).long()
     is_kept = values >= values.gather(1, last_rank)
     masses = (weights * is_kept).cumsum(dim=1)  # up to and with each candidate
     total = masses[:, -1:]
     if num_candidates == _NUM_NUCLEUS_CANDIDATES:
-        whole = _slices(_weights(logits, values[:, :1], parameters.temperature))
+        whole = in_slices(unnormalised(logits, values[:, :1], parameters.temperature))
         whole_mass = whole.sum(dim=1).double().sum(dim=1, keepdim=True)
         total = torch.where(parameters.top_k.isinf(), whole_mass, total)
     is_kept &= (masses - weights < parameters.top_p * total) | (parameters.top_p >= 1)
@@ -316,32 +348,6 @@ def _choose_from_candidates(
         # Tokens as probable as the last candidate may be missing, and so may all after it.
         is_final &= values.gather(1, last_kept) > values[:, -1:]
     return _Choice(candidate_ids.gather(1, ranks).flatten(), is_final.flatten())
-
-
-def _most_probable(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Values and ids of the ``count`` best tokens per row, descending; of equals the lowest id."""
-    num_seqs, vocab_size = logits.shape
-    if count == vocab_size:
-        ordered = logits.sort(dim=1, descending=True, stable=True)
-        return ordered.values, ordered.indices
-    slices = _slices(logits)
-    num_slices, slice_size = slices.shape[1:]
-    if count >= slice_size:
-        values, token_ids = logits.topk(count, dim=1, sorted=False)
-    else:
-        # A column holds the same place of every slice. The best tokens are in the best columns.
-        columns = slices.amax(dim=1).topk(count, dim=1, sorted=False).indices
-        contenders = slices.gather(2, columns.unsqueeze(1).expand(-1, num_slices, -1))
-        values, places = contenders.reshape(num_seqs, -1).topk(count, dim=1, sorted=False)
-        token_ids = places // count * slice_size + columns.gather(1, places % count)
-    token_ids, by_id = token_ids.sort(dim=1)
-    values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
-    return values, token_ids.gather(1, by_value)
-
-
-def _weights(logits: Tensor, maximum: Tensor, temperature: Tensor) -> Tensor:
-    """Unnormalised probabilities of all tokens, float32; the most probable has 1."""
-    return torch.sub(logits, maximum.float()).div_(temperature.float()).exp_()
 
 
 def _inverse_cdf(masses: Tensor, target: Tensor, total: Tensor) -> Tensor:

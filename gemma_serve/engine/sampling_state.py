@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.generation import SamplingParams
 
 _BAN_BIAS = -100.0
@@ -55,9 +56,16 @@ class SamplingState:
     """
 
     def __init__(
-        self, sampling: SamplingParams, *, seed: int, prompt_token_ids: Sequence[int]
+        self,
+        sampling: SamplingParams,
+        *,
+        seed: int,
+        prompt_token_ids: Sequence[int],
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.sampling = sampling
+        self.constraint = constraint
+        """``None``: any text will do."""
         self.num_completion_tokens = 0
         self._seed = seed
         self._has_penalties = (
@@ -79,8 +87,15 @@ class SamplingState:
     def append(self, token_id: int) -> None:
         """``token_id`` is the sequence's next completion token."""
         self.num_completion_tokens += 1
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
         if self.adjustments is not None and self._has_penalties:
             self.adjustments.add_completion_token(token_id)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the constraint's text is complete."""
+        return self.constraint is not None and self.constraint.is_over
 
     def uniform(self) -> float:
         """The number in [0, 1) that chooses the next token.

@@ -5,6 +5,7 @@ from typing import Self
 
 from gemma_serve.engine.async_engine import AsyncEngine
 from gemma_serve.engine.config import EngineConfig
+from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.engine import Engine
 from gemma_serve.engine.stats import EngineStats
 from gemma_serve.gemma.config import ModelConfig
@@ -12,17 +13,23 @@ from gemma_serve.gemma.engine_builder import build_engine, max_model_len
 from gemma_serve.gemma.loading import LoadedGemma, load_gemma
 from gemma_serve.gemma.prompt import PromptBuilder
 from gemma_serve.generation import GenerationRequest, GenerationStream, ModelDescription
+from gemma_serve.structured_output.compiler import ConstraintCompiler
 
 
 class GemmaGenerator:
     """Answers requests with an engine of its own. Methods run on the caller's event loop."""
 
     def __init__(
-        self, prompt_builder: PromptBuilder, engine: AsyncEngine, description: ModelDescription
+        self,
+        prompt_builder: PromptBuilder,
+        engine: AsyncEngine,
+        description: ModelDescription,
+        constraint_compiler: ConstraintCompiler,
     ) -> None:
         self._prompt_builder = prompt_builder
         self._engine = engine
         self._description = description
+        self._constraint_compiler = constraint_compiler
 
     @classmethod
     def load(cls, model: ModelConfig, config: EngineConfig) -> Self:
@@ -31,17 +38,21 @@ class GemmaGenerator:
         Raises ``ConfigurationError`` (``CheckpointError``) with what to change.
         """
         gemma: LoadedGemma | None = None
+        constraint_compiler: ConstraintCompiler | None = None
 
         def make_engine() -> Engine:
-            nonlocal gemma
+            nonlocal gemma, constraint_compiler
             gemma = load_gemma(model)
-            return build_engine(gemma, config)
+            engine = build_engine(gemma, config)
+            constraint_compiler = _constraint_compiler(gemma, engine)
+            return engine
 
         engine = AsyncEngine(
             make_engine,
             max_unfinished_sequences=config.max_num_seqs + config.max_queued_requests,
         )
         assert gemma is not None  # the engine has been made
+        assert constraint_compiler is not None
         description = ModelDescription(
             max_model_len=max_model_len(gemma, config),
             vocab_size=gemma.model.lm_head.out_features,
@@ -54,7 +65,7 @@ class GemmaGenerator:
             image_token_id=getattr(gemma.model.config, "image_token_id", None),
             max_model_len=description.max_model_len,
         )
-        return cls(prompt_builder, engine, description)
+        return cls(prompt_builder, engine, description, constraint_compiler)
 
     @property
     def stats(self) -> EngineStats:
@@ -65,8 +76,9 @@ class GemmaGenerator:
         return self._description
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
-        """As ``GenerationClient.generate``. Templating and tokenizing run on a worker thread."""
+        """As ``GenerationClient.generate``. What takes time before admission runs on threads."""
         prompt = await asyncio.to_thread(self._prompt_builder.build, request.messages)
+        constraints = await self._constraints(request)
         return self._engine.submit(
             request.request_id,
             prompt,
@@ -74,7 +86,13 @@ class GemmaGenerator:
             request.n,
             user=request.user,
             cache_salt=request.cache_salt,
+            constraints=constraints,
         )
+
+    async def _constraints(self, request: GenerationRequest) -> tuple[TokenConstraint, ...]:
+        if request.output_constraint is None:
+            return ()
+        return await self._constraint_compiler.constraints(request.output_constraint, request.n)
 
     async def check_health(self) -> None:
         """As ``GenerationClient.check_health``."""
@@ -82,4 +100,16 @@ class GemmaGenerator:
 
     def close(self) -> None:
         """Stop the engine; unfinished requests get an ``UnavailableError``."""
+        self._constraint_compiler.close()
         self._engine.close()
+
+
+def _constraint_compiler(gemma: LoadedGemma, engine: Engine) -> ConstraintCompiler:
+    backend = gemma.tokenizer.backend_tokenizer
+
+    def encode(text: str) -> list[int]:
+        token_ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        return token_ids
+
+    vocabulary = engine.vocabulary
+    return ConstraintCompiler(vocabulary.token_bytes, sorted(vocabulary.eos_token_ids), encode)

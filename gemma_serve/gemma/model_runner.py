@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
+from gemma_serve.engine.model_runner import SampledToken
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
 from gemma_serve.engine.sequence import ImageSpan
@@ -52,15 +53,17 @@ class GemmaModelRunner:
 
     @memory_errors()
     @torch.inference_mode()
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         """As ``engine.model_runner.ModelRunner.run``."""
+        states = [s.sequence.sampling_state for s in batch.sampling]
+        masks = self._sampler.start_masks(states)
         hidden_states = self._forward(batch)
         if not batch.sampling:
             return []
         # A list as index would be copied to the device only after all of the step has run there.
         rows = torch.tensor(_sampling_rows(batch)).to(hidden_states.device, non_blocking=True)
         logits = self._decoder.logits(hidden_states[rows])  # [num_sampling, vocab_size]
-        return self._sampler.sample(logits, [s.sequence.sampling_state for s in batch.sampling])
+        return self._sampler.sample(logits, states, masks)
 
     @torch.inference_mode()
     def logits(self, batch: ScheduledBatch) -> Tensor:

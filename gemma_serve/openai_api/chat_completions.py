@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from gemma_serve.errors import NotFoundError
-from gemma_serve.generation import GenerationClient, GenerationStream
+from gemma_serve.errors import NotFoundError, OutputConstraintError
+from gemma_serve.generation import GenerationClient, GenerationRequest, GenerationStream
 from gemma_serve.images.loader import ImageLoader
 from gemma_serve.openai_api.chat_requests import build_generation_request
 from gemma_serve.openai_api.chat_responses import ChatCompletionBuilder, ChunkPayload
@@ -18,6 +18,7 @@ from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.disconnects import finish_despite_cancellation
 from gemma_serve.openai_api.error_responses import error_body, log_failure
 from gemma_serve.openai_api.sse import DONE, EventStreamResponse, encode_event
+from gemma_serve.openai_api.structured_outputs import constraining_field
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class ChatCompletions:
             api_key_id=api_key_id,
             share_prefix_cache=self.config.share_prefix_cache,
         )
-        stream = await self.client.generate(request)
+        stream = await self._admit(request, body)
         answer = _Answer(
             request_id,
             stream,
@@ -61,11 +62,22 @@ class ChatCompletions:
                 n=request.n,
                 started=stream.started,
                 stream_usage=_wants_usage(body),
+                logprobs=request.sampling.logprobs is not None,
             ),
         )
         if body.stream:
             return EventStreamResponse(answer.events(), stream.aclose)
         return await answer.whole()
+
+    async def _admit(
+        self, request: GenerationRequest, body: ChatCompletionRequest
+    ) -> GenerationStream:
+        """What the model cannot enforce is an error of the field that asked for it."""
+        try:
+            return await self.client.generate(request)
+        except OutputConstraintError as error:
+            field = constraining_field(body)
+            raise (error if field is None else error.under(field.path)) from None
 
 
 def check_model(name: str, config: ApiConfig) -> None:

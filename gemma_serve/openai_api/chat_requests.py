@@ -26,6 +26,7 @@ from gemma_serve.openai_api.chat_messages import (
     ToolMessage,
 )
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.structured_outputs import constraining_field
 
 T = TypeVar("T")
 
@@ -57,6 +58,7 @@ async def build_generation_request(
     """
     _check_combinations(body)
     sampling = _sampling_params(body, description)
+    constraining = constraining_field(body)
     urls = dict(_image_urls(body.messages))
     vision = _vision_for(urls, description, image_limits)
     images = {} if vision is None else await _load_images(urls, vision, image_loader)
@@ -70,6 +72,7 @@ async def build_generation_request(
         n=body.n or 1,
         user=_first(body.safety_identifier, body.user, api_key_id),
         cache_salt=_cache_salt(body.cache_salt, None if share_prefix_cache else api_key_id),
+        output_constraint=None if constraining is None else constraining.constraint,
     )
 
 
@@ -83,6 +86,12 @@ def _check_combinations(body: ChatCompletionRequest) -> None:
         raise InvalidRequestError(
             "stream_options is only allowed when stream is true",
             param="stream_options",
+            code="invalid_value",
+        )
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequestError(
+            "top_logprobs is only allowed when logprobs is true",
+            param="top_logprobs",
             code="invalid_value",
         )
     if body.tool_choice == "auto" and body.tools is None:
@@ -137,6 +146,7 @@ def _sampling_params(body: ChatCompletionRequest, description: ModelDescription)
         stop=tuple(body.stop or default.stop),
         stop_token_ids=_stop_token_ids(body, description),
         ignore_eos=_given(body.ignore_eos, default.ignore_eos),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
 
 

@@ -6,10 +6,16 @@ from typing import Literal, NotRequired, TypedDict
 
 from gemma_serve.errors import GenerationError
 from gemma_serve.generation import FinishReason, GenerationDelta, GenerationStarted, Usage
+from gemma_serve.openai_api.chat_logprobs import (
+    ChoiceLogprobsPayload,
+    TokenLogprobPayload,
+    VisibleLogprobs,
+)
 from gemma_serve.openai_api.response_schemas import (
     AssistantAnswer,
     ChatCompletion,
     Choice,
+    ChoiceLogprobs,
     CompletionTokensDetails,
     CompletionUsage,
     PromptTokensDetails,
@@ -29,7 +35,7 @@ class ChoicePayload(TypedDict):
 
     index: int
     delta: DeltaPayload
-    logprobs: None
+    logprobs: ChoiceLogprobsPayload | None
     finish_reason: FinishReason | None
 
 
@@ -50,9 +56,13 @@ class _ChoiceRecord:
     num_tokens: int = 0
     num_cached_tokens: int = 0
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobPayload] = field(default_factory=list)
+    num_sent_logprobs: int = 0
+    _visible_logprobs: VisibleLogprobs = field(default_factory=VisibleLogprobs)
 
     def add(self, delta: GenerationDelta) -> None:
         self.texts.append(delta.text)
+        self.logprobs += self._visible_logprobs.add(delta)
         self.num_tokens += len(delta.token_ids)
         self.num_cached_tokens += delta.cached_tokens
         self.finish_reason = delta.finish_reason
@@ -70,13 +80,15 @@ class ChatCompletionBuilder:
         n: int,
         started: GenerationStarted,
         stream_usage: bool = False,
+        logprobs: bool = False,
     ) -> None:
-        """``created``: Unix time in seconds. ``stream_usage``: the client asked to be told."""
+        """``created``: Unix time in seconds. ``stream_usage``, ``logprobs``: the client asked."""
         self.completion_id = completion_id
         self._created = created
         self._model = model
         self._started = started
         self._stream_usage = stream_usage
+        self._reports_logprobs = logprobs
         self._choices = [_ChoiceRecord() for _ in range(n)]
 
     @property
@@ -119,6 +131,9 @@ class ChatCompletionBuilder:
                 Choice(
                     index=index,
                     message=AssistantAnswer(content="".join(choice.texts)),
+                    logprobs=ChoiceLogprobs.model_validate(_logprobs(choice.logprobs))
+                    if self._reports_logprobs
+                    else None,
                     finish_reason=choice.finish_reason,
                 )
                 for index, choice in enumerate(self._choices)
@@ -136,7 +151,9 @@ class ChatCompletionBuilder:
         """The chunks of what ``add`` gave back."""
         for delta in deltas:
             if delta.text:
-                yield self._choice_chunk(delta.index, {"content": delta.text})
+                chunk = self._choice_chunk(delta.index, {"content": delta.text})
+                chunk["choices"][0]["logprobs"] = self._unsent_logprobs(delta.index)
+                yield chunk
             if delta.finish_reason is not None:
                 yield self._choice_chunk(delta.index, {}, delta.finish_reason)
 
@@ -146,6 +163,14 @@ class ChatCompletionBuilder:
             chunk = self._chunk([])
             chunk["usage"] = _completion_usage(self.usage).model_dump()
             yield chunk
+
+    def _unsent_logprobs(self, index: int) -> ChoiceLogprobsPayload | None:
+        if not self._reports_logprobs:
+            return None
+        choice = self._choices[index]
+        unsent = choice.logprobs[choice.num_sent_logprobs :]
+        choice.num_sent_logprobs = len(choice.logprobs)
+        return _logprobs(unsent)
 
     def _choice_chunk(
         self, index: int, delta: DeltaPayload, finish_reason: FinishReason | None = None
@@ -165,6 +190,10 @@ class ChatCompletionBuilder:
         if self._stream_usage:
             chunk["usage"] = None
         return chunk
+
+
+def _logprobs(content: list[TokenLogprobPayload]) -> ChoiceLogprobsPayload:
+    return {"content": content, "refusal": None}
 
 
 def _completion_usage(usage: Usage) -> CompletionUsage:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gemma_serve.openai_api.chat_messages import Message, check_num_parts
 from gemma_serve.openai_api.field_types import Bool, Int, Number, StopStrings, Text, at_most
+from gemma_serve.openai_api.structured_outputs import StructuredOutputFields
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
 INT64_MAX: Final = 2**63 - 1
@@ -56,7 +57,7 @@ class Tool(BaseModel):
     function: FunctionDefinition
 
 
-class ChatCompletionRequest(UnsupportedFields):
+class ChatCompletionRequest(StructuredOutputFields, UnsupportedFields):
     """What this server reads of OpenAI's request, and of the fields that other servers added.
 
     Each description is the field's line in ``docs/api.md``.
@@ -118,6 +119,15 @@ class ChatCompletionRequest(UnsupportedFields):
     )
     ignore_eos: Bool | None = Field(
         default=None, description="Go on when the model ends its turn: for benchmarks."
+    )
+    logprobs: Bool | None = Field(
+        default=None,
+        description="Tell how probable each token was to the model itself: before temperature, "
+        "penalties and the like.",
+    )
+    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = Field(
+        default=None,
+        description="Only with `logprobs`: so many of the most probable tokens in each place, too.",
     )
     n: Annotated[Int, Field(ge=1, le=128)] | None = Field(
         default=None, description="How many choices to generate."

@@ -48,12 +48,34 @@ class AssistantAnswer(ResponseModel):
     annotations: list[str] = []
 
 
+class TopLogprob(ResponseModel):
+    """How probable the model found a token. ``bytes`` may be a part of a character's; ``null`` for
+    a token that is no text."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ContentLogprob(TopLogprob):
+    """A token of the answer, among the most probable ones in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(ResponseModel):
+    """One entry for every token of the content."""
+
+    content: list[ContentLogprob]
+    refusal: None
+
+
 class Choice(ResponseModel):
     """One of ``n`` answers."""
 
     index: int
     message: AssistantAnswer
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
 
 
@@ -81,7 +103,7 @@ class ChunkChoice(ResponseModel):
 
     index: int
     delta: ChoiceDelta
-    logprobs: None
+    logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason | None
 
 

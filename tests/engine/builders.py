@@ -5,9 +5,10 @@ from collections.abc import Sequence as Seq
 
 from gemma_serve.engine.block_chain import BlockChain, ImageContent
 from gemma_serve.engine.block_manager import BlockManager, BlockTable
+from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.engine import Engine, EngineRequest, Vocabulary
-from gemma_serve.engine.model_runner import ModelRunner
+from gemma_serve.engine.model_runner import ModelRunner, SampledToken
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
@@ -37,16 +38,28 @@ class ScriptedRunner:
         self._before_step = before_step
         self.batches: list[ScheduledBatch] = []
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         self.batches.append(batch)
         self._before_step(batch)
-        return [self._next_token(s.sequence) for s in batch.sampling]
+        return [SampledToken(self._next_token(s.sequence)) for s in batch.sampling]
 
     def _next_token(self, sequence: Sequence) -> int:
         if not isinstance(self._script, str):
             return self._script(sequence)
         position = len(sequence.token_ids) - len(sequence.prompt.token_ids)
         return self._script.encode()[position] if position < len(self._script.encode()) else EOS
+
+
+class SpellingRunner(ScriptedRunner):
+    """Tells the same alternatives with every letter, which has the logprob -1."""
+
+    def __init__(self, script: str, logprobs: tuple[tuple[int, float], ...]) -> None:
+        super().__init__(script)
+        self._logprobs = logprobs
+
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
+        token_ids = [token.token_id for token in super().run(batch)]
+        return [SampledToken(i, ((i, -1.0), *self._logprobs)) for i in token_ids if i is not None]
 
 
 def make_block_manager(
@@ -149,8 +162,15 @@ def make_request(
     stop: tuple[str, ...] = (),
     stop_token_ids: tuple[int, ...] = (),
     ignore_eos: bool = False,
+    constraints: tuple[TokenConstraint, ...] = (),
 ) -> EngineRequest:
     sampling = SamplingParams(
         max_tokens=max_tokens, stop=stop, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos
     )
-    return EngineRequest(key=key, prompt=PromptInputs(spell(prompt)), sampling=sampling, n=n)
+    return EngineRequest(
+        key=key,
+        prompt=PromptInputs(spell(prompt)),
+        sampling=sampling,
+        n=n,
+        constraints=constraints,
+    )

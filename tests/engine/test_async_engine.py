@@ -7,6 +7,7 @@ import pytest
 
 from gemma_serve.engine.async_engine import AsyncEngine
 from gemma_serve.engine.engine import Engine
+from gemma_serve.engine.model_runner import SampledToken
 from gemma_serve.engine.scheduler import ScheduledBatch
 from gemma_serve.engine.sequence import PromptInputs
 from gemma_serve.errors import (
@@ -30,13 +31,13 @@ class GatedRunner(ScriptedRunner):
         for _ in range(num_steps):
             self._permits.release()
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         assert self._permits.acquire(timeout=10)
         return super().run(batch)
 
 
 class BrokenRunner:
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         raise RuntimeError(f"no device for {len(batch.scheduled)} sequences")
 
 

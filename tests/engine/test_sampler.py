@@ -59,6 +59,12 @@ def make_sampler(vocab_size: int, forbidden: Sequence[int] = ()) -> Sampler:
     return Sampler(vocab_size=vocab_size, forbidden_token_ids=forbidden, device=torch.device("cpu"))
 
 
+def sample_ids(sampler: Sampler, logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
+    """The token ids alone, where there is one for every row."""
+    token_ids = [token.token_id for token in sampler.sample(logits, states)]
+    return [token_id for token_id in token_ids if token_id is not None]
+
+
 def random_logits(num_seqs: int, vocab_size: int, *, seed: int = 0, scale: float = 3.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num_seqs, vocab_size, generator=generator) * scale
@@ -67,7 +73,7 @@ def random_logits(num_seqs: int, vocab_size: int, *, seed: int = 0, scale: float
 def sample_one(logits: Tensor, sampling: SamplingParams, number: float = 0.5) -> int:
     """Sample from one row, ``[vocab_size]``."""
     sampler = make_sampler(len(logits))
-    return sampler.sample(logits[None].clone(), [FixedUniform(sampling, number)])[0]
+    return sample_ids(sampler, logits[None].clone(), [FixedUniform(sampling, number)])[0]
 
 
 def distribution(
@@ -85,7 +91,7 @@ def distribution(
         for token_id in completion:
             state.append(token_id)
         states.append(state)
-    token_ids = make_sampler(len(logits)).sample(logits.repeat(num_draws, 1), states)
+    token_ids = sample_ids(make_sampler(len(logits)), logits.repeat(num_draws, 1), states)
     return torch.bincount(torch.tensor(token_ids), minlength=len(logits)).double() / num_draws
 
 
@@ -203,7 +209,7 @@ def test_penalty_too_small_for_bfloat16_still_counts() -> None:
     logits = torch.tensor([20.0, 20.0, 0.0], dtype=torch.bfloat16)
     state = FixedUniform(SamplingParams(temperature=0.0, presence_penalty=0.01), 0.0)
     state.append(0)
-    assert make_sampler(3).sample(logits[None], [state]) == [1]
+    assert sample_ids(make_sampler(3), logits[None], [state]) == [1]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -222,7 +228,9 @@ def test_forbidden_tokens_are_never_chosen(
     allowed = [3, 8, 20]
     forbidden = sorted(set(range(vocab_size)) - set(allowed))
     logits = random_logits(1, vocab_size, scale=50.0)
-    token_ids = make_sampler(vocab_size, forbidden).sample(logits, [FixedUniform(sampling, number)])
+    token_ids = sample_ids(
+        make_sampler(vocab_size, forbidden), logits, [FixedUniform(sampling, number)]
+    )
     assert token_ids[0] in allowed
 
 
@@ -253,11 +261,11 @@ def test_token_is_the_same_alone_and_next_to_any_other_rows(dtype: torch.dtype) 
         states.append(state)
     sampler = make_sampler(4096, forbidden=[0, 1])
     alone = [
-        sampler.sample(logits[row : row + 1].clone(), [state])[0]
+        sample_ids(sampler, logits[row : row + 1].clone(), [state])[0]
         for row, state in enumerate(states)
     ]
-    assert sampler.sample(logits.clone(), states) == alone
-    assert sampler.sample(logits.flip(0), states[::-1]) == alone[::-1]
+    assert sample_ids(sampler, logits.clone(), states) == alone
+    assert sample_ids(sampler, logits.flip(0), states[::-1]) == alone[::-1]
     assert len(set(alone)) > 20  # of 42 rows, six of them greedy
 
 
@@ -268,7 +276,7 @@ def test_same_seed_gives_the_same_tokens_and_another_one_others() -> None:
         state = SamplingState(SamplingParams(), seed=seed, prompt_token_ids=())
         token_ids = []
         for step in range(20):
-            token_ids += sampler.sample(random_logits(1, 4096, seed=step), [state])
+            token_ids += sample_ids(sampler, random_logits(1, 4096, seed=step), [state])
             state.append(token_ids[-1])
         return token_ids
 
@@ -281,7 +289,7 @@ def test_seeded_frequencies_follow_the_distribution() -> None:
     logits = random_logits(1, 50, scale=1.0)
     sampling = SamplingParams(top_k=10)
     states = [SamplingState(sampling, seed=seed, prompt_token_ids=()) for seed in range(num_draws)]
-    token_ids = make_sampler(50).sample(logits.repeat(num_draws, 1), states)
+    token_ids = sample_ids(make_sampler(50), logits.repeat(num_draws, 1), states)
     expected = reference(logits[0], sampling) * num_draws
     counts = torch.bincount(torch.tensor(token_ids), minlength=50)
     kept = expected > 0
@@ -296,10 +304,10 @@ def test_broken_row_leaves_the_others_alone_and_gets_the_lowest_allowed_id(
 ) -> None:
     logits = random_logits(3, 4096)
     states = [FixedUniform(sampling, 0.5) for _ in range(3)]
-    expected = make_sampler(4096, forbidden=[0, 2]).sample(logits.clone(), states)
+    expected = sample_ids(make_sampler(4096, forbidden=[0, 2]), logits.clone(), states)
     logits[1] = math.nan
     with caplog.at_level(logging.WARNING):
-        token_ids = make_sampler(4096, forbidden=[0, 2]).sample(logits, states)
+        token_ids = sample_ids(make_sampler(4096, forbidden=[0, 2]), logits, states)
     assert token_ids == [expected[0], 1, expected[2]]
     assert caplog.messages == ["1 of 3 sequences have no finite logit"]
 
@@ -307,7 +315,7 @@ def test_broken_row_leaves_the_others_alone_and_gets_the_lowest_allowed_id(
 def test_broken_row_whose_last_resort_is_banned_gets_it_all_the_same() -> None:
     logits = torch.full((1, 4096), math.nan)
     state = FixedUniform(SamplingParams(logit_bias=((0, -100.0),)), 0.5)
-    assert make_sampler(4096).sample(logits, [state]) == [0]
+    assert sample_ids(make_sampler(4096), logits, [state]) == [0]
 
 
 @pytest.mark.parametrize(("repetition_penalty", "expected"), [(1e-300, 0), (1e300, 3)])
@@ -316,7 +324,7 @@ def test_absurd_penalty_still_gives_a_token(repetition_penalty: float, expected:
     state = FixedUniform(
         SamplingParams(repetition_penalty=repetition_penalty), 0.5, prompt_token_ids=range(4)
     )
-    assert make_sampler(4).sample(logits, [state]) == [expected]
+    assert sample_ids(make_sampler(4), logits, [state]) == [expected]
 
 
 @pytest.mark.parametrize("sampling", EVERY_WAY)
@@ -336,8 +344,10 @@ def test_infinite_logit_is_certain() -> None:
 def test_logits_made_in_inference_mode_are_taken() -> None:
     with torch.inference_mode():
         logits = random_logits(1, 50)
-    assert make_sampler(50, forbidden=[0]).sample(
-        logits, [FixedUniform(SamplingParams(temperature=0.0), 0.0)]
+    assert sample_ids(
+        make_sampler(50, forbidden=[0]),
+        logits,
+        [FixedUniform(SamplingParams(temperature=0.0), 0.0)],
     ) == [int(logits.argmax())]
 
 

@@ -80,9 +80,9 @@ def test_one_sequence_alone_has_nobody_decode_beside_it() -> None:
 def test_the_largest_steps_run_over_a_cache_of_one_block(max_model_len: int) -> None:
     runner = runner_over_one_block(tiny_vision_model())
     for step in steps(max_model_len=max_model_len):
-        token_ids = runner.run(step)
-        assert len(token_ids) == 4
-        assert all(0 <= token_id < 520 for token_id in token_ids)
+        sampled = runner.run(step)
+        assert len(sampled) == 4
+        assert all(s.token_id is not None and 0 <= s.token_id < 520 for s in sampled)
 
 
 def test_the_largest_steps_of_a_text_model_run_too() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -75,6 +76,33 @@ def assert_idle(generator: GemmaGenerator) -> None:
     stats = generator.stats
     assert (stats.num_running, stats.num_waiting) == (0, 0)
     assert stats.num_free_blocks == stats.num_blocks
+
+
+CITY_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 30},
+        "population": {"type": "integer", "minimum": 0, "maximum": 99_999_999},
+    },
+    "required": ["city", "population"],
+    "additionalProperties": False,
+}
+
+
+async def test_the_demo_fills_a_schema_in(demo: GemmaGenerator) -> None:
+    async with sdk(demo) as client:
+        text = await ask(
+            client,
+            "What is the capital of France, and how many people live there? Answer in JSON.",
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "city", "schema": CITY_SCHEMA},
+            },
+            temperature=0,
+            max_tokens=80,
+        )
+    answer = json.loads(text)
+    assert (list(answer), answer["city"]) == (["city", "population"], "Paris")
 
 
 async def test_the_demo_knows_the_capital_of_france(demo: GemmaGenerator) -> None:

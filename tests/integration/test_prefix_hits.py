@@ -10,7 +10,7 @@ from torch import Tensor
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, EngineRequest
-from gemma_serve.engine.model_runner import ModelRunner
+from gemma_serve.engine.model_runner import ModelRunner, SampledToken
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
@@ -183,7 +183,7 @@ class RestartRecorder:
         self._runner = runner
         self._ends: dict[Sequence, int] = {}
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         for scheduled in batch.scheduled:
             self.num_restarts += scheduled.start < self._ends.get(scheduled.sequence, 0)
             self._ends[scheduled.sequence] = scheduled.end

@@ -7,6 +7,7 @@ from pathlib import Path
 from gemma_serve.generation import SamplingParams
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.limits import ApiLimits
+from gemma_serve.openai_api.structured_outputs import StructuredOutputFields
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -28,6 +29,7 @@ def supported_fields() -> list[str]:
         name
         for name in ChatCompletionRequest.model_fields
         if name not in UnsupportedFields.model_fields
+        and name not in StructuredOutputFields.model_fields
     ]
 
 
@@ -78,9 +80,16 @@ def test_checkpoints_defaults_are_those_of_sampling_params() -> None:
     documented = {
         name for name, _, absent, _ in rows("Chat completion fields") if "check" in absent
     }
-    others = {"max_tokens", "seed"}
+    others = {"max_tokens", "seed", "logprobs"}
     sampling = {f"`{name}`" for name in SamplingParams.__dataclass_fields__ if name not in others}
     assert documented == sampling | {"`repeat_penalty`"}
+
+
+def test_table_has_every_field_that_constrains_the_answer() -> None:
+    fields = StructuredOutputFields.model_fields
+    assert [(name.strip("`"), text) for name, text in rows("Structured output")] == [
+        (name, field.description) for name, field in fields.items()
+    ]
 
 
 def test_list_of_unsupported_fields_is_complete() -> None:

@@ -1,0 +1,131 @@
+"""From a client's JSON Schema to a grammar, and from a grammar's error to a place in the schema."""
+
+import json
+from collections.abc import Iterator, Mapping
+from time import perf_counter
+from typing import Final
+
+from llguidance import LLMatcher
+
+from gemma_serve.errors import OutputConstraintError
+
+Schema = dict[str, object]
+
+_MAX_DEPTH: Final = 100
+"""Of nested JSON. The compiler is recursive and ends at 128."""
+
+_MAX_SEARCH_S: Final = 1.0
+
+_ENFORCED_FORMATS: Final = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+)
+"""Of ``format``; JSON Schema lets other values be annotations only."""
+
+_NEUTRAL: Final = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
+"""Keywords that are not enforced, with the value that asks for nothing."""
+
+_WHITESPACE: Final = r" |\n {0,32}"
+"""Matched at most once wherever JSON allows whitespace. Without a bound, a small model may never
+stop writing it; without any, answers differ from how models write JSON."""
+
+_NAMED = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
+_LISTED = ("prefixItems", "items", "anyOf", "oneOf", "allOf")
+_SINGLE = ("items", "additionalItems", "additionalProperties", "contains", "propertyNames")
+_SINGLE_IN_PLACE = ("not", "if", "then", "else", "unevaluatedItems", "unevaluatedProperties")
+
+
+def parse_schema(text: str) -> Schema:
+    """Read a schema and leave out what constrains nothing.
+
+    Raises ``OutputConstraintError``.
+    """
+    try:
+        schema = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise OutputConstraintError(f"The schema is not JSON: {error}") from None
+    _check_depth(schema)
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise OutputConstraintError("The schema must be a JSON object")
+    _leave_out_the_neutral(schema)
+    return schema
+
+
+def schema_grammar(schema: Schema) -> str:
+    """The grammar of compact or indented JSON that fits ``schema``."""
+    return LLMatcher.grammar_from_json_schema(
+        json.dumps(schema), overrides={"whitespace_pattern": _WHITESPACE}
+    )
+
+
+def place_of_error(schema: Schema) -> str | None:
+    """The innermost part of a refused ``schema`` that is refused by itself, as a path.
+
+    Compiles part after part, and stops where it is when that has taken long enough.
+    """
+    path = ""
+    part: object = schema
+    deadline = perf_counter() + _MAX_SEARCH_S
+    while isinstance(part, dict) and perf_counter() < deadline:
+        refused = ((step, sub) for step, sub in _parts(part) if _is_refused(sub, schema))
+        step, part = next(refused, ("", None))
+        path += step
+    return path.removeprefix(".") or None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise OutputConstraintError(f"The schema is nested deeper than {_MAX_DEPTH} levels")
+
+
+def _children(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _leave_out_the_neutral(schema: Schema) -> None:
+    pending: list[object] = [schema]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            name = part.get("format")
+            if isinstance(name, str) and name not in _ENFORCED_FORMATS:
+                del part["format"]
+            for keyword, neutral in _NEUTRAL.items():
+                if part.get(keyword) is neutral:
+                    del part[keyword]
+            pending.extend(sub for _, sub in _parts(part))
+
+
+def _parts(schema: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """The schemas in ``schema``, each with its step of the path. Definitions come first."""
+    for keyword in _NAMED:
+        named = schema.get(keyword)
+        if isinstance(named, dict):
+            yield from ((f".{keyword}.{name}", sub) for name, sub in named.items())
+    for keyword in _LISTED:
+        listed = schema.get(keyword)
+        if isinstance(listed, list):
+            yield from ((f".{keyword}[{index}]", sub) for index, sub in enumerate(listed))
+    for keyword in _SINGLE + _SINGLE_IN_PLACE:
+        single = schema.get(keyword)
+        if isinstance(single, dict):
+            yield f".{keyword}", single
+
+
+def _is_refused(part: object, root: Schema) -> bool:
+    if not isinstance(part, dict):
+        return not isinstance(part, bool)
+    definitions: Schema = {key: root[key] for key in ("$defs", "definitions") if key in root}
+    # Broken definitions break whoever refers to them, and no one else.
+    return bool(LLMatcher.validate_grammar(schema_grammar({**part, **definitions})))

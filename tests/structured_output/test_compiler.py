@@ -1,0 +1,243 @@
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Literal
+
+import pytest
+
+from gemma_serve.errors import OutputConstraintError, OverloadedError
+from gemma_serve.generation import OutputConstraint
+from gemma_serve.structured_output import compiler as compiler_module
+from gemma_serve.structured_output.compiler import ConstraintCompiler
+from gemma_serve.structured_output.grammar_constraint import GrammarConstraint
+from tests.structured_output.vocabularies import (
+    END_OF_TURN,
+    EOS,
+    TOKEN_BYTES,
+    encode,
+    make_compiler,
+)
+
+Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[ConstraintCompiler]:
+    compiler = make_compiler()
+    yield compiler
+    compiler.close()
+
+
+def start(compiler: ConstraintCompiler, kind: Kind, value: object) -> GrammarConstraint:
+    text = value if isinstance(value, str) else json.dumps(value)
+    wanted = OutputConstraint(kind=kind, value=text)
+    (constraint,) = asyncio.run(compiler.constraints(wanted, 1))
+    return constraint
+
+
+def allowed(constraint: GrammarConstraint) -> set[int]:
+    mask = constraint.allowed_tokens()
+    assert mask is not None
+    return {i for i in range(len(TOKEN_BYTES)) if mask[i // 8] >> (i % 8) & 1}
+
+
+def takes(constraint: GrammarConstraint, text: str) -> bool:
+    """Whether ``text`` fits from start to end, byte by byte."""
+    for token_id in text.encode():
+        if constraint.is_over or token_id not in allowed(constraint):
+            return False
+        constraint.accept(token_id)
+    return constraint.is_over or EOS in allowed(constraint)
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text", "fits"),
+    [
+        ("json_schema", PERSON, '{"name":"Ada","age":36}', True),
+        ("json_schema", PERSON, '{"name": "Ada", "age": 36}', True),
+        ("json_schema", PERSON, '{\n  "name": "Ada",\n  "age": 36\n}', True),
+        ("json_schema", PERSON, '{  "name": "Ada", "age": 36}', False),
+        ("json_schema", PERSON, '{"name": "Ada"}', False),
+        ("json_schema", PERSON, '{"name": "Ada", "age": -1}', False),
+        ("json_schema", PERSON, '{"name": "Ada", "age": 36, "x": 1}', False),
+        ("json_schema", True, "[1, null]", True),
+        ("json_schema", {"type": "string", "format": "password"}, '"secret"', True),
+        ("json_schema", {"items": {"type": "null"}, "uniqueItems": False}, "[null, null]", True),
+        ("json_schema", {"type": "string", "format": "date"}, '"2026-11-23"', True),
+        ("json_schema", {"type": "string", "format": "date"}, '"tomorrow"', False),
+        ("json_schema", {"const": "é\U0001f389"}, '"é\U0001f389"', True),
+        ("json_object", "", '{"a": [1, {"b": null}]}', True),
+        ("json_object", "", "[1]", False),
+        ("json_object", "", "```json\n{}", False),
+        ("json_object", "", " {}", False),
+        ("regex", r"[a-z]+@\d{2}", "ab@12", True),
+        ("regex", r"^[a-z]+@\d{2}$", "ab@12", True),
+        ("regex", r"[a-z]+@\d{2}", "ab@123", False),
+        ("choice", ["yes", "no", 'a "b"\n\\ \U0001f389\x7f'], 'a "b"\n\\ \U0001f389\x7f', True),
+        ("choice", ["yes", "no"], "ye", False),
+        ("choice", ["a|b"], "a", False),
+        ("grammar", 'start: "a" x\nx: "b" | "c"', "ac", True),
+        ("grammar", 'root ::= "a" x\nx ::= [bc]', "ac", True),
+        ("grammar", 'root ::= "a" x\nx ::= [bc]', "ad", False),
+    ],
+)
+def test_constraint_takes_what_fits_and_nothing_else(
+    compiler: ConstraintCompiler, kind: Kind, value: object, text: str, fits: bool
+) -> None:
+    assert takes(start(compiler, kind, value), text) is fits
+
+
+def test_tokens_that_write_the_same_are_allowed_alike(compiler: ConstraintCompiler) -> None:
+    same = {i for i, written in enumerate(TOKEN_BYTES) if written == b"A"}
+    assert len(same) == 2
+    assert allowed(start(compiler, "choice", ["A", "B"])) == {*same, ord("B")}
+
+
+def test_every_end_of_turn_token_waits_for_the_text_to_be_complete(
+    compiler: ConstraintCompiler,
+) -> None:
+    constraint = start(compiler, "regex", "a+")
+    assert allowed(constraint).isdisjoint({EOS, END_OF_TURN})
+    constraint.accept(ord("a"))
+    assert allowed(constraint) >= {EOS, END_OF_TURN, ord("a")}
+    assert not constraint.is_over
+    constraint.accept(END_OF_TURN)
+    assert constraint.is_over
+
+
+def test_copies_go_their_own_ways(compiler: ConstraintCompiler) -> None:
+    wanted = OutputConstraint(kind="choice", value='["ab", "cd"]')
+    first, second = asyncio.run(compiler.constraints(wanted, 2))
+    first.accept(ord("c"))
+    assert (allowed(first), ord("a") in allowed(second)) == ({ord("d")}, True)
+
+
+def test_a_token_that_does_not_fit_leaves_nothing_to_come(compiler: ConstraintCompiler) -> None:
+    constraint = start(compiler, "choice", ["ab"])
+    constraint.accept(ord("x"))
+    assert (constraint.allowed_tokens(), constraint.is_over) == (None, False)
+
+
+ITEM = {"type": "object", "properties": {"ok": {"type": "string"}, "set": {"uniqueItems": True}}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "param", "message"),
+    [
+        ("json_schema", {"type": "strin"}, None, "strin"),
+        ("json_schema", {"properties": {"a": {"type": "strin"}}}, "properties.a", "strin"),
+        ("json_schema", {"items": ITEM}, "items.properties.set", "uniqueItems"),
+        ("json_schema", {"anyOf": [{}, ITEM]}, "anyOf[1].properties.set", "uniqueItems"),
+        (
+            "json_schema",
+            {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": ITEM}},
+            "$defs.b.properties.set",
+            "uniqueItems",
+        ),
+        ("json_schema", {"properties": {"a": 5}}, "properties.a", "object"),
+        ("json_schema", {"properties": {"a": {"pattern": "("}}}, "properties.a", "unclosed"),
+        ("json_schema", {"$ref": "https://example.org/x"}, None, "example.org"),
+        ("json_schema", {"$ref": "#"}, None, "enforced"),
+        ("json_schema", {"not": {}}, None, "not"),
+        ("json_schema", False, None, "object"),
+        ("json_schema", [], None, "object"),
+        ("json_schema", '{"a": ', None, "JSON"),
+        ("json_schema", '{"const": NaN}', None, "NaN"),
+        ("json_schema", '{"items":' * 100 + "{}" + "}" * 100, None, "deeper than 100"),
+        ("json_schema", '{"items":' * 9999 + "{}" + "}" * 9999, None, ""),
+        ("json_schema", {"description": "x" * 262_144}, None, "262144 are allowed"),
+        ("regex", "(a", None, "unclosed"),
+        ("regex", "(?=a)", None, "look"),
+        ("grammar", "start: x", None, "unknown name"),
+        ("grammar", "root ::= (", None, "cannot be read"),
+        ("grammar", "root ::= " + "(" * 5000, None, "deeply"),
+        ("grammar", "", None, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_with_its_place(
+    compiler: ConstraintCompiler, kind: Kind, value: object, param: str | None, message: str
+) -> None:
+    with pytest.raises(OutputConstraintError) as caught:
+        start(compiler, kind, value)
+    assert caught.value.param == param
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("json_schema", {"maxItems": 10**9, "items": {"maxLength": 10**9, "type": "string"}}),
+        ("json_schema", {"type": "string", "pattern": "((a{1,999}){1,999}){1,999}"}),
+        (
+            "json_schema",
+            {
+                "allOf": [
+                    {"anyOf": [{"required": [f"{letter}{i}"]} for letter in "abc"]}
+                    for i in range(24)
+                ]
+            },
+        ),
+        ("json_schema", {"properties": {f"p{i}": {"type": "string"} for i in range(500)}}),
+        ("regex", "(a|b)*a(a|b){25}"),
+        ("grammar", 'start: x{1000000}\nx: "a"'),
+        ("grammar", 'start: s\ns: s s | "a" | ""'),
+    ],
+)
+def test_hostile_constraint_is_settled_in_time(
+    compiler: ConstraintCompiler, kind: Kind, value: object
+) -> None:
+    async def settle() -> None:
+        wanted = OutputConstraint(
+            kind=kind, value=value if isinstance(value, str) else json.dumps(value)
+        )
+        with suppress(OutputConstraintError):
+            await asyncio.wait_for(compiler.constraints(wanted, 1), 5)
+
+    asyncio.run(settle())
+
+
+def test_compiling_twice_is_done_once(compiler: ConstraintCompiler) -> None:
+    wanted = OutputConstraint(kind="regex", value="once")
+    hits = compiler._compiled.cache_info().hits
+    for _ in range(3):
+        asyncio.run(compiler.constraints(wanted, 1))
+    assert compiler._compiled.cache_info().hits == hits + 2
+
+
+def test_compiling_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = make_compiler()
+    monkeypatch.setattr(compiler_module, "_MAX_COMPILE_S", 0.0)
+    with pytest.raises((OutputConstraintError, OverloadedError)):
+        asyncio.run(compiler.constraints(OutputConstraint(kind="regex", value="a"), 1))
+    compiler.close()
+
+
+def test_text_that_names_a_control_token_is_spelled_out() -> None:
+    def encode_as_control_token(text: str) -> list[int]:
+        return [EOS] if text == "<eos>" else encode(text)
+
+    compiler = ConstraintCompiler(TOKEN_BYTES, (EOS,), encode_as_control_token)
+    assert takes(start(compiler, "choice", ["<eos>"]), "<eos>")
+    compiler.close()
+
+
+def test_failing_tokenizer_costs_nothing_but_a_log_entry(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(text: str) -> list[int]:
+        raise RuntimeError(f"cannot encode {len(text)}")
+
+    compiler = ConstraintCompiler(TOKEN_BYTES, (EOS,), broken)
+    assert takes(start(compiler, "choice", ["forced"]), "forced")
+    assert "cannot encode" in caplog.text
+    compiler.close()
