@@ -107,7 +107,7 @@ def _sampling_rows(batch: ScheduledBatch) -> list[int]:
 
 
 def _positions(batch: ScheduledBatch) -> Tensor:
-    return torch.cat([torch.arange(s.start, s.end) for s in batch.scheduled])
+    return torch.tensor([p for s in batch.scheduled for p in range(s.start, s.end)])
 
 
 def _image_rows(batch: ScheduledBatch) -> list[tuple[slice, ImageSpan]]:

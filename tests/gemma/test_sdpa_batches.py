@@ -17,7 +17,9 @@ def batches(*lengths: int, group: int = 0) -> list[list[int]]:
         for row, length in enumerate(lengths)
     ]
     attention = SdpaAttention(KVCache(layout, num_blocks=1, block_size=1), chunks)
-    return [[chunk.end for chunk in batch] for batch in attention._decode_batches(group)]
+    return [
+        [chunk.end for chunk in batch] for batch in attention._decode_batches(layout.windows[group])
+    ]
 
 
 def test_short_sequences_share_a_batch_whatever_their_lengths() -> None:

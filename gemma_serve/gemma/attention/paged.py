@@ -22,7 +22,7 @@ class PagedAttention(ABC):
     def __init__(self, cache: KVCache, chunks: Sequence[Chunk]) -> None:
         self._cache = cache
         self._chunks = chunks
-        self._slots: dict[tuple[int, torch.device], Tensor] = {}
+        self._slots: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Queries ``[num_tokens, num_heads, head_dim]``, keys and values with ``num_kv_heads``.
@@ -40,13 +40,20 @@ class PagedAttention(ABC):
 
     def _slots_of_step(self, group: int, device: torch.device) -> Tensor:
         """Where the step's keys and values go in one group: ``[num_tokens]`` int64."""
-        if (group, device) not in self._slots:
-            block_size = self._cache.block_size
-            slots = torch.cat(
-                [sequence_slots(c.blocks[group], c.start, c.end, block_size) for c in self._chunks]
-            )
-            self._slots[group, device] = slots.to(device, non_blocking=True)
-        return self._slots[group, device]
+        if device not in self._slots:
+            groups = range(len(self._cache.layout.windows))
+            slots = torch.tensor([self._new_slots(g) for g in groups], dtype=torch.int64)
+            self._slots[device] = slots.to(device, non_blocking=True).unbind()
+        return self._slots[device][group]
+
+    def _new_slots(self, group: int) -> list[int]:
+        # Lists, as most chunks are one token long, and a tensor for each costs more than it saves.
+        block_size = self._cache.block_size
+        return [
+            chunk.blocks[group][position // block_size] * block_size + position % block_size
+            for chunk in self._chunks
+            for position in range(chunk.start, chunk.end)
+        ]
 
     def _window(self, layer: int) -> int | None:
         layout = self._cache.layout

@@ -129,26 +129,33 @@ class SdpaAttention(PagedAttention):
         return output.reshape(num_heads, num_tokens, head_dim).transpose(0, 1)
 
     def _plan(self, group: int, device: torch.device) -> _Plan:
-        plan = self._plans.get((group, device))
-        if plan is None:
-            plan = self._plans[group, device] = _Plan(
-                decodes=tuple(
-                    self._plan_decode(batch, group, device) for batch in self._decode_batches(group)
-                ),
+        if (group, device) not in self._plans:
+            self._make_plans(self._cache.layout.windows[group], device)
+        return self._plans[group, device]
+
+    def _make_plans(self, window: int | None, device: torch.device) -> None:
+        """For all groups with one window: they read the same positions from other blocks."""
+        groups = [g for g, w in enumerate(self._cache.layout.windows) if w == window]
+        decodes = [
+            self._plan_decode(batch, groups, window, device)
+            for batch in self._decode_batches(window)
+        ]
+        for rank, group in enumerate(groups):
+            self._plans[group, device] = _Plan(
+                decodes=tuple(of_groups[rank] for of_groups in decodes),
                 prefills=tuple(
                     self._plan_prefill(chunk, segment, group, device)
                     for chunk, segment in self._segments
                 ),
             )
-        return plan
 
-    def _decode_batches(self, group: int) -> Iterator[list[Chunk]]:
+    def _decode_batches(self, window: int | None) -> Iterator[list[Chunk]]:
         """Deal the decoding sequences into batches of similar numbers of keys."""
         batch: list[Chunk] = []
-        for chunk in sorted(self._decoding, key=lambda c: self._num_keys(c, group)):
-            num_keys = self._num_keys(chunk, group)
+        for chunk in sorted(self._decoding, key=lambda c: _num_keys(c, window)):
+            num_keys = _num_keys(chunk, window)
             if batch and (
-                num_keys > max(_FREE_PADDED_KEYS, _MAX_PADDING * self._num_keys(batch[0], group))
+                num_keys > max(_FREE_PADDED_KEYS, _MAX_PADDING * _num_keys(batch[0], window))
                 or num_keys * (len(batch) + 1) > MAX_GATHERED_KEYS
             ):
                 yield batch
@@ -158,34 +165,40 @@ class SdpaAttention(PagedAttention):
             # Usually all are in one batch, and then their rows stand together.
             yield sorted(batch, key=lambda c: c.row)
 
-    def _num_keys(self, chunk: Chunk, group: int) -> int:
-        """Keys that a chunk of one token sees."""
-        window = self._cache.layout.windows[group]
-        return chunk.end if window is None else min(chunk.end, window)
-
     def _plan_decode(
-        self, batch: Sequence[Chunk], group: int, device: torch.device
-    ) -> _DecodeBatch:
+        self,
+        batch: Sequence[Chunk],
+        groups: Sequence[int],
+        window: int | None,
+        device: torch.device,
+    ) -> list[_DecodeBatch]:
+        """One for each of ``groups``."""
         block_size = self._cache.block_size
-        num_keys = [self._num_keys(chunk, group) for chunk in batch]
+        num_keys = [_num_keys(chunk, window) for chunk in batch]
         first_keys = [c.end - num for c, num in zip(batch, num_keys, strict=True)]
-        blocks = [
-            list(chunk.blocks[group][first // block_size : -(-chunk.end // block_size)])
+        used = [
+            slice(first // block_size, -(-chunk.end // block_size))
             for chunk, first in zip(batch, first_keys, strict=True)
         ]
-        num_blocks = max(map(len, blocks))
-        # Padding repeats the last slot: what is read there is masked, but must be finite.
-        table = torch.tensor([[*b, *b[-1:] * (num_blocks - len(b))] for b in blocks])
+        num_blocks = max(blocks.stop - blocks.start for blocks in used)
+        tables = torch.tensor(
+            [
+                [_padded(c.blocks[g][u], num_blocks) for c, u in zip(batch, used, strict=True)]
+                for g in groups
+            ]
+        )  # [num_groups, batch, num_blocks]
         offsets = torch.tensor(first_keys)[:, None] % block_size
         lengths = torch.tensor(num_keys)[:, None]
         ranks = torch.arange(max(num_keys))
         entries = torch.minimum(ranks, lengths - 1) + offsets  # [batch, max_keys]
-        slots = table.gather(1, entries // block_size) * block_size + entries % block_size
+        blocks = tables.gather(2, (entries // block_size).expand(len(groups), -1, -1))
+        slots = (blocks * block_size + entries % block_size).to(device, non_blocking=True)
         bias = None
         if min(num_keys) < max(num_keys):
             bias = _bias(ranks >= lengths, self._cache.layout.dtype)[:, None, None]
             bias = bias.to(device, non_blocking=True)
-        return _DecodeBatch(_rows(batch, device), slots.to(device, non_blocking=True), bias)
+        rows = _rows(batch, device)
+        return [_DecodeBatch(rows, of_group, bias) for of_group in slots.unbind()]
 
     def _plan_prefill(
         self, chunk: Chunk, segment: Segment, group: int, device: torch.device
@@ -207,6 +220,16 @@ class SdpaAttention(PagedAttention):
             bias = None if hidden is None else _bias(hidden, self._cache.layout.dtype)
             self._biases[key] = None if bias is None else bias.to(device, non_blocking=True)
         return self._biases[key]
+
+
+def _num_keys(chunk: Chunk, window: int | None) -> int:
+    """Keys that a chunk of one token sees."""
+    return chunk.end if window is None else min(chunk.end, window)
+
+
+def _padded(blocks: Sequence[int], length: int) -> list[int]:
+    """The last block over and over: what is read there is masked, but must be finite."""
+    return [*blocks, *[blocks[-1]] * (length - len(blocks))]
 
 
 def _rows(batch: Sequence[Chunk], device: torch.device) -> Tensor | slice:
