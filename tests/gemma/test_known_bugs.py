@@ -17,7 +17,13 @@ from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.attention.reference import ReferenceAttention
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from gemma_serve.gemma.dummy import dummy_config, empty_model
-from tests.gemma.harness import loaded, paged_logits, prompt, transformers_logits
+from tests.gemma.harness import (
+    last_transformers_logits,
+    loaded,
+    paged_logits,
+    prompt,
+    transformers_logits,
+)
 from tests.tiny import tiny_text_model, tiny_vision_model
 
 BACKENDS = [ReferenceAttention, SdpaAttention]
@@ -154,6 +160,17 @@ def test_mlx_vlm_1709_rope_is_stretched_in_full_layers_only(
     rotary = model.get_decoder().rotary_emb
     rotary.full_attention_inv_freq.mul_(8)
     assert divergence(transformers_logits(model, inputs), logits) > 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [WINDOW, 512])
+def test_mlx_vlm_1709_rope_is_stretched_at_twenty_thousand_tokens(window: int) -> None:
+    model = tiny_text_model(sliding_window=window)
+    inputs = prompt(20_000)
+    (logits,) = paged_logits(
+        loaded(model), [inputs], chunk_size=500, attention=SdpaAttention, block_size=16
+    )
+    assert_same(logits[-1], last_transformers_logits(model, inputs, chunk_size=1000))
 
 
 def test_27b_attention_scale_is_not_that_of_its_head_dim() -> None:
