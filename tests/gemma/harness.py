@@ -126,6 +126,7 @@ def last_transformers_logits(
     """
     model.set_attn_implementation("sdpa")
     cache = DynamicCache(config=model.config)
-    for chunk in torch.tensor([inputs.token_ids]).split(chunk_size, dim=1):
+    for start in range(0, len(inputs.token_ids), chunk_size):
+        chunk = torch.tensor([inputs.token_ids[start : start + chunk_size]])
         logits: Tensor = model(chunk, past_key_values=cache, logits_to_keep=1).logits
     return logits[0, -1]

@@ -122,8 +122,9 @@ def make_case(rng: random.Random) -> Case:
             endless = {"ignore_eos": True, "stream": True}
             return Case({**fields, **endless}, LEFT, leave_after=rng.randint(2, 5))
         case 6:
-            endless = {"ignore_eos": True, "stream": rng.random() < 0.5, "n": rng.randint(1, 2)}
-            return Case({**fields, **endless}, LEFT, leave_after=0)
+            n = rng.randint(1, 2)
+            endless = {"ignore_eos": True, "stream": rng.random() < 0.5}
+            return Case({**fields, **endless, "n": n}, LEFT, leave_after=0)
         case _:
             return Case({**fields, **rng.choice(INVALID)}, REFUSED)
 
