@@ -130,14 +130,15 @@ def test_sglang_4807_window_holds_in_every_layer_far_beyond_it(
 
 
 @each_backend
+@pytest.mark.parametrize("chunk_size", [1, 50])
 def test_vllm_14881_window_holds_for_requests_that_share_a_prefix(
-    attention: type[PagedAttention],
+    attention: type[PagedAttention], chunk_size: int
 ) -> None:
     """The path for shared prefixes forgot the window."""
     model = tiny_text_model(sliding_window=WINDOW)
     prefix = prompt(5 * WINDOW).token_ids
     prompts = [PromptInputs((*prefix, *prompt(3 + i, seed=i + 1).token_ids)) for i in range(6)]
-    results = paged_logits(loaded(model), prompts, chunk_size=50, attention=attention)
+    results = paged_logits(loaded(model), prompts, chunk_size=chunk_size, attention=attention)
     for inputs, logits in zip(prompts, results, strict=True):
         assert_same(logits, transformers_logits(model, inputs))
 
