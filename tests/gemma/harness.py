@@ -4,6 +4,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.sampler import Sampler
@@ -114,3 +115,19 @@ def transformers_logits(model: Gemma3Model, inputs: PromptInputs) -> Tensor:
         pixel_values=torch.stack(pixels) if pixels else None,
     ).logits
     return logits[0]
+
+
+@torch.inference_mode()
+def last_transformers_logits(
+    model: Gemma3Model, inputs: PromptInputs, *, chunk_size: int
+) -> Tensor:
+    """Logits ``[vocab_size]`` after a prompt of text whose whole mask would take gigabytes.
+
+    transformers' own forward and cache, ``chunk_size`` tokens at a time.
+    """
+    model.set_attn_implementation("sdpa")
+    cache = DynamicCache(config=model.config)
+    for start in range(0, len(inputs.token_ids), chunk_size):
+        chunk = torch.tensor([inputs.token_ids[start : start + chunk_size]])
+        logits: Tensor = model(chunk, past_key_values=cache, logits_to_keep=1).logits
+    return logits[0, -1]

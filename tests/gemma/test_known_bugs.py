@@ -17,7 +17,13 @@ from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.attention.reference import ReferenceAttention
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from gemma_serve.gemma.dummy import dummy_config, empty_model
-from tests.gemma.harness import loaded, paged_logits, prompt, transformers_logits
+from tests.gemma.harness import (
+    last_transformers_logits,
+    loaded,
+    paged_logits,
+    prompt,
+    transformers_logits,
+)
 from tests.tiny import tiny_text_model, tiny_vision_model
 
 BACKENDS = [ReferenceAttention, SdpaAttention]
@@ -124,14 +130,15 @@ def test_sglang_4807_window_holds_in_every_layer_far_beyond_it(
 
 
 @each_backend
+@pytest.mark.parametrize("chunk_size", [1, 50])
 def test_vllm_14881_window_holds_for_requests_that_share_a_prefix(
-    attention: type[PagedAttention],
+    attention: type[PagedAttention], chunk_size: int
 ) -> None:
     """The path for shared prefixes forgot the window."""
     model = tiny_text_model(sliding_window=WINDOW)
     prefix = prompt(5 * WINDOW).token_ids
     prompts = [PromptInputs((*prefix, *prompt(3 + i, seed=i + 1).token_ids)) for i in range(6)]
-    results = paged_logits(loaded(model), prompts, chunk_size=50, attention=attention)
+    results = paged_logits(loaded(model), prompts, chunk_size=chunk_size, attention=attention)
     for inputs, logits in zip(prompts, results, strict=True):
         assert_same(logits, transformers_logits(model, inputs))
 
@@ -154,6 +161,17 @@ def test_mlx_vlm_1709_rope_is_stretched_in_full_layers_only(
     rotary = model.get_decoder().rotary_emb
     rotary.full_attention_inv_freq.mul_(8)
     assert divergence(transformers_logits(model, inputs), logits) > 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [WINDOW, 512])
+def test_mlx_vlm_1709_rope_is_stretched_at_twenty_thousand_tokens(window: int) -> None:
+    model = tiny_text_model(sliding_window=window)
+    inputs = prompt(20_000)
+    (logits,) = paged_logits(
+        loaded(model), [inputs], chunk_size=500, attention=SdpaAttention, block_size=16
+    )
+    assert_same(logits[-1], last_transformers_logits(model, inputs, chunk_size=1000))
 
 
 def test_27b_attention_scale_is_not_that_of_its_head_dim() -> None:

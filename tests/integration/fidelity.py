@@ -14,6 +14,7 @@ from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.generation import SamplingParams
 
 NUM_TOKENS = 16
+MAX_REFERENCE_CHUNK = 4096
 Prompt = tuple[int, ...]
 
 
@@ -38,8 +39,11 @@ def log_spaced_lengths(num: int, shortest: int, longest: int) -> list[int]:
 def generate_greedily(gemma: LoadedGemma, prompts: Seq[Prompt]) -> list[Prompt]:
     """``NUM_TOKENS`` tokens after each prompt by transformers, one prompt at a time."""
     gemma.model.set_attn_implementation("sdpa")
-    # Neither the checkpoint's stops nor its sampling.
-    gemma.model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=NUM_TOKENS)
+    # Neither the checkpoint's stops nor its sampling. Its mask of a whole long prompt would take
+    # gigabytes; shorter ones are computed at once.
+    gemma.model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=NUM_TOKENS, prefill_chunk_size=MAX_REFERENCE_CHUNK
+    )
     completions = []
     for prompt in prompts:
         input_ids = torch.tensor([prompt])
@@ -63,9 +67,9 @@ def complete_greedily(engine: Engine, prompts: Seq[Prompt], *, together: bool) -
     return list(completions.values())
 
 
-def make_engine(gemma: LoadedGemma, *, chunk_size: int) -> Engine:
+def make_engine(gemma: LoadedGemma, *, chunk_size: int, max_model_len: int = 4096) -> Engine:
     """An engine that computes ``chunk_size`` prompt tokens a step."""
     config = EngineConfig(
-        max_num_seqs=16, prefill_chunk_size=chunk_size, max_model_len=4096, block_size=16
+        max_num_seqs=16, prefill_chunk_size=chunk_size, max_model_len=max_model_len, block_size=16
     )
     return build_engine(gemma, config)

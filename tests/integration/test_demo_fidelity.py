@@ -21,6 +21,9 @@ UNLIMITED = 4096
 FEW_LENGTHS = (5, 17, 60, 530)
 """One of them longer than the window of 512."""
 
+WINDOW = 512
+VERY_LONG = 20_000
+
 Reference = tuple[list[Prompt], list[Prompt]]
 
 
@@ -33,6 +36,13 @@ def demo() -> LoadedGemma:
 def few(demo: LoadedGemma) -> Reference:
     """A few prompts, and what transformers says after each."""
     prompts = english_prompts(demo.tokenizer, FEW_LENGTHS)
+    return prompts, generate_greedily(demo, prompts)
+
+
+@pytest.fixture(scope="module")
+def around_the_window(demo: LoadedGemma) -> Reference:
+    """Prompts whose answers cross the window's edge, or began well beyond it."""
+    prompts = english_prompts(demo.tokenizer, (WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW))
     return prompts, generate_greedily(demo, prompts)
 
 
@@ -57,9 +67,38 @@ def test_greedy_tokens_equal_those_of_generate(
 def test_the_smallest_chunks_change_nothing(
     demo: LoadedGemma, few: Reference, chunk_size: int
 ) -> None:
+    """maxtext#2179, with real weights."""
     prompts, expected = few[0][:3], few[1][:3]
     engine = make_engine(demo, chunk_size=chunk_size)
     assert complete_greedily(engine, prompts, together=True) == expected
+
+
+def test_greedy_tokens_around_the_window_equal_those_of_generate(
+    demo: LoadedGemma, around_the_window: Reference
+) -> None:
+    """sglang#4807 and transformers#41184, with real weights."""
+    prompts, expected = around_the_window
+    engine = make_engine(demo, chunk_size=500)
+    assert complete_greedily(engine, prompts, together=True) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [1, 7, 64, UNLIMITED])
+def test_chunks_around_the_window_change_nothing(
+    demo: LoadedGemma, around_the_window: Reference, chunk_size: int
+) -> None:
+    """maxtext#2179, with real weights."""
+    prompts, expected = around_the_window
+    engine = make_engine(demo, chunk_size=chunk_size)
+    assert complete_greedily(engine, prompts, together=True) == expected
+
+
+@pytest.mark.slow
+def test_greedy_tokens_after_twenty_thousand_equal_those_of_generate(demo: LoadedGemma) -> None:
+    """mlx-vlm#1709, with real weights."""
+    prompts = english_prompts(demo.tokenizer, [VERY_LONG])
+    engine = make_engine(demo, chunk_size=2000, max_model_len=VERY_LONG + 100)
+    assert complete_greedily(engine, prompts, together=True) == generate_greedily(demo, prompts)
 
 
 @pytest.mark.slow

@@ -156,13 +156,9 @@ async def test_of_a_repeated_key_the_last_counts() -> None:
 
 
 async def test_nan_where_nobody_reads_it_is_no_failure() -> None:
-    tool = {
-        "type": "function",
-        "function": {"name": "f", "parameters": {"minimum": float("nan"), "x": float("-inf")}},
-    }
-    fields = {"foo": float("nan"), "metadata": {"a": float("inf")}, "tools": [tool]}
+    fields = {"foo": float("nan"), "metadata": {"a": float("inf")}}
     response = await post_chat(make_app(FakeGenerationClient(*answer("hi"))), **fields)
-    assert response.status_code in {200, 400}
+    assert response.status_code == 200
 
 
 async def test_client_that_takes_too_long_to_send_its_body_is_told_so() -> None:
