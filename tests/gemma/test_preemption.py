@@ -44,6 +44,7 @@ class WatchedEngine:
             prefill_chunk_size=CHUNK_SIZE,
             block_size=BLOCK_SIZE,
             kv_cache_memory_bytes=num_blocks * BYTES_PER_BLOCK,
+            enable_prefix_cache=False,  # else nothing may be left to compute again
         )
         self.chunks: list[Chunk] = []
         self._engine: Engine = build_engine(loaded(model), config)
@@ -96,11 +97,11 @@ class Crowd:
 
 
 CROWDS = {
-    "text, decoding": Crowd(tuple(prompt(40, seed=i) for i in range(3)), 92, 50, "decode"),
+    "text, decoding": Crowd(tuple(prompt(14, seed=i) for i in range(3)), 80, 70, "decode"),
     "images, decoding": Crowd(
-        tuple(prompt(40, images=[(3, 7), (17, 21), (34, 38)], seed=i) for i in range(3)),
-        92,
-        50,
+        tuple(prompt(14, images=[(3, 7), (8, 12)], seed=i) for i in range(3)),
+        80,
+        70,
         "decode",
     ),
     "text, prefill": Crowd(
