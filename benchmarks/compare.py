@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.comparison import (
+    METRICS,
     CaseResult,
     cold_shares,
     decode_bounds,
@@ -159,6 +160,11 @@ def as_json(run: Run) -> dict[str, Any]:
             {
                 "contender": result.contender,
                 **asdict(result.case),
+                "over_rounds": {
+                    name: asdict(spread)
+                    for name, metric in METRICS.items()
+                    if (spread := result.spread(metric)) is not None
+                },
                 "rounds": [asdict(level) for level in result.rounds],
             }
             for result in run.results

@@ -71,6 +71,9 @@ def test_comparison_prints_tables_and_writes_every_round(
     ]
     decode, _, short = results["results"]
     assert [level["completion_tokens"] for level in decode["rounds"]] == [8, 8]
+    rate = decode["over_rounds"]["tok/s"]
+    assert 0 < rate["least"] <= rate["median"] <= rate["most"]
+    assert short["over_rounds"] == {}
     assert [level["errors"] for level in short["rounds"]] == [
         {"asked for 16 tokens, got 15": 4},
         {"asked for 16 tokens, got 15": 4},
