@@ -11,6 +11,7 @@ stopped. The results go to the terminal, a JSON file with every round, and plots
 import argparse
 import asyncio
 import random
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -184,4 +185,7 @@ def plot(results: Sequence[CaseResult], out: Path) -> None:
 
 
 if __name__ == "__main__":
+    # Also when started in the background: the server under way must not outlive this process.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

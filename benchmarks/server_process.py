@@ -93,9 +93,12 @@ def _end_of(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C would; what is left of its session after that is killed."""
+    """Politely; what is left of its session after that is killed.
+
+    Not with SIGINT, which what a shell starts in the background ignores, its children too.
+    """
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
