@@ -30,7 +30,7 @@ help:
 	@echo "make test      run the tests (ARGS=... goes to pytest)"
 	@echo "make fidelity  compare 50 prompts with transformers token by token (most of an hour)"
 	@echo "make check     formatting, lints and types"
-	@echo "make bench     measure the engine on the demo model (ARGS=... goes to the benchmark)"
+	@echo "make bench     compare with other servers on the demo model (ARGS=... goes to the benchmark)"
 
 serve: $(INSTALLED)
 	@echo "==> Serving $(CONFIG). Ctrl-C stops it."
@@ -51,8 +51,8 @@ check: $(INSTALLED)
 	@$(BIN)/mypy
 
 bench: $(INSTALLED)
-	@echo "==> Measuring the engine; benchmarks/bench_serving.py measures a running server"
-	@$(BIN)/python -m benchmarks.bench_engine $(ARGS)
+	@echo "==> Comparing with transformers and the servers that are installed (benchmarks/README.md)"
+	@$(BIN)/python -m benchmarks.compare $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed, and none was" \
@@ -65,5 +65,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --constraint constraints.txt torch \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@echo "==> Installing everything else"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,demo,dev]'
 	@touch $@

@@ -9,34 +9,24 @@ nothing; lengths are fixed by ``temperature: 0`` and ``ignore_eos``.
 
 import argparse
 import asyncio
-import base64
-import json
-import mimetypes
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Final
 
 import httpx
 
+from benchmarks.chat_client import (
+    JSONObject,
+    find_model,
+    make_prompt,
+    read_image_url,
+    stream_request,
+)
 from benchmarks.environment import write_json
 from benchmarks.serving_metrics import LevelSummary, RequestRecord, format_table, summarise
-
-WORDS: Final = (
-    "apple bridge cloud dance earth flame green house island jungle kitchen light market night "
-    "ocean paper quiet river stone table under valley water yellow zebra bread chair dream engine "
-    "forest garden horse image juice king lemon mountain north orange piano queen rain silver train"
-)
-
-JSONObject = dict[str, Any]
-
-
-class StreamError(Exception):
-    """The endpoint refused the request, or its stream broke; the message says how."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,60 +60,6 @@ class Load:
         return body | ({"ignore_eos": True} if self.ignore_eos else {})
 
 
-def make_prompt(name: str, num_words: int) -> str:
-    """Return ``num_words`` words that ``name`` determines and opens."""
-    words = random.Random(name).choices(WORDS.split(), k=max(0, num_words - 1))
-    return " ".join([name, *words])
-
-
-async def stream_request(client: httpx.AsyncClient, body: JSONObject) -> RequestRecord:
-    """Send one request and time its chunks. Failures are recorded, not raised."""
-    started_s = perf_counter()
-    chunk_times_s: list[float] = []
-    usage: JSONObject = {}
-    error: str | None = None
-    try:
-        async for chunk in read_chunks(client, body):
-            usage = chunk.get("usage") or usage
-            if any(_has_text(choice) for choice in chunk.get("choices", ())):
-                chunk_times_s.append(perf_counter())
-    except (httpx.HTTPError, StreamError, json.JSONDecodeError) as failure:
-        error = f"{type(failure).__name__}: {failure}"[:200]
-    return RequestRecord(
-        started_s=started_s,
-        ended_s=perf_counter(),
-        chunk_times_s=tuple(chunk_times_s),
-        prompt_tokens=usage.get("prompt_tokens", 0),
-        # Servers without stream_options send about one token per chunk.
-        completion_tokens=usage.get("completion_tokens", len(chunk_times_s)),
-        error=error,
-    )
-
-
-async def read_chunks(client: httpx.AsyncClient, body: JSONObject) -> AsyncIterator[JSONObject]:
-    """Yield the chunks of one streamed completion up to ``[DONE]``."""
-    async with client.stream("POST", "chat/completions", json=body) as response:
-        if response.status_code != 200:
-            answer = (await response.aread()).decode(errors="replace")
-            raise StreamError(f"status {response.status_code}: {answer}")
-        async for line in response.aiter_lines():
-            field, _, value = line.partition(":")
-            if field != "data":
-                continue
-            if value.strip() == "[DONE]":
-                return
-            chunk: JSONObject = json.loads(value)
-            if "error" in chunk:
-                raise StreamError(f"error event: {chunk['error']}")
-            yield chunk
-    raise StreamError("the stream ended before [DONE]")
-
-
-def _has_text(choice: JSONObject) -> bool:
-    delta = choice.get("delta") or {}
-    return any(delta.get(key) for key in ("content", "reasoning_content", "tool_calls"))
-
-
 async def run_level(
     client: httpx.AsyncClient, load: Load, concurrency: int
 ) -> Sequence[RequestRecord]:
@@ -141,13 +77,6 @@ async def _send_all(
 ) -> None:
     for body in bodies:
         records.append(await stream_request(client, body))
-
-
-async def find_model(client: httpx.AsyncClient) -> str:
-    """Return the first model that the endpoint lists."""
-    response = await client.get("models")
-    response.raise_for_status()
-    return str(response.json()["data"][0]["id"])
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -197,11 +126,6 @@ def make_client(options: argparse.Namespace) -> httpx.AsyncClient:
         timeout=options.timeout_s,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
     )
-
-
-def read_image_url(path: Path) -> str:
-    media_type = mimetypes.guess_type(path)[0] or "image/png"
-    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 async def measure(

@@ -8,8 +8,8 @@ from typing import Final, Self
 
 HEAD: Final = (
     *("users", "reqs", "errors", "req/s", "tok/s"),
-    *("TTFT p50", "p90", "p99"),
-    *("ITL p50", "p90", "p99"),
+    *("TTFT p50", "p95", "p99"),
+    *("ITL p50", "p95", "p99"),
     "TPOT p50",
 )
 
@@ -24,6 +24,7 @@ class RequestRecord:
     """When each chunk with text came."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    text: str = ""
     error: str | None = None
     """Why it failed; its times and tokens count for nothing then."""
 
@@ -49,7 +50,7 @@ class Percentiles:
     """Spread of some latencies, in milliseconds; ``None`` where nothing was measured."""
 
     p50_ms: float | None
-    p90_ms: float | None
+    p95_ms: float | None
     p99_ms: float | None
 
     @classmethod
@@ -57,7 +58,7 @@ class Percentiles:
         ordered = sorted(values_s)
         if not ordered:
             return cls(None, None, None)
-        return cls(*(1000 * percentile(ordered, share) for share in (0.5, 0.9, 0.99)))
+        return cls(*(1000 * percentile(ordered, share) for share in (0.5, 0.95, 0.99)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,7 @@ def format_table(levels: Sequence[LevelSummary]) -> str:
 
 def _row(level: LevelSummary) -> tuple[str, ...]:
     spreads = (level.time_to_first_token, level.inter_token_latency)
-    latencies = [ms for p in spreads for ms in (p.p50_ms, p.p90_ms, p.p99_ms)]
+    latencies = [ms for p in spreads for ms in (p.p50_ms, p.p95_ms, p.p99_ms)]
     return (
         str(level.concurrency),
         str(level.num_requests),

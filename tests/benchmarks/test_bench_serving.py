@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.bench_serving import Load, main, make_prompt, run_level, stream_request
+from benchmarks.bench_serving import Load, main, run_level
+from benchmarks.chat_client import make_prompt, stream_request
 from benchmarks.serving_metrics import RequestRecord
 
 LOAD = Load(
@@ -53,6 +54,12 @@ async def test_tokens_come_from_usage_and_times_from_chunks_with_text() -> None:
 async def test_chunks_are_counted_where_there_is_no_usage() -> None:
     record = await send(sse(text(""), text("a"), text("b"), DONE))
     assert (record.prompt_tokens, record.completion_tokens) == (0, 2)
+
+
+async def test_stream_may_end_with_a_finish_reason_instead_of_done() -> None:
+    last = event(choices=[{"index": 0, "delta": {"content": "b"}, "finish_reason": "length"}])
+    record = await send(sse(text("a"), last))
+    assert (record.error, record.text) == (None, "ab")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_percentile_of_one_value_is_that_value() -> None:
 
 def test_percentiles_sort_and_turn_to_milliseconds() -> None:
     spread = Percentiles.of([0.003, 0.001, 0.002])
-    assert (spread.p50_ms, spread.p90_ms, spread.p99_ms) == pytest.approx((2.0, 2.8, 2.98))
+    assert (spread.p50_ms, spread.p95_ms, spread.p99_ms) == pytest.approx((2.0, 2.9, 2.98))
 
 
 def test_percentiles_of_nothing_are_unknown() -> None:
@@ -104,7 +104,7 @@ def make_level(concurrency: int, latency_ms: float | None) -> LevelSummary:
 
 def test_table_is_aligned() -> None:
     assert format_table([make_level(1, 12.34), make_level(16, None)]).splitlines() == [
-        "users  reqs  errors  req/s   tok/s  TTFT p50   p90   p99  ITL p50   p90   p99  TPOT p50",
+        "users  reqs  errors  req/s   tok/s  TTFT p50   p95   p99  ITL p50   p95   p99  TPOT p50",
         "    1    32       0   3.20  1234.5      12.3  12.3  12.3     12.3  12.3  12.3      12.3",
         "   16    32       0   3.20  1234.5         -     -     -        -     -     -         -",
     ]

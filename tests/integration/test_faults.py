@@ -16,6 +16,7 @@ from gemma_serve.openai_api.app import build_app
 from gemma_serve.openai_api.config import ApiConfig
 from tests.engine.builders import ScriptedRunner, make_block_manager, make_engine
 from tests.openai_api.harness import MODEL, error_of, post_chat
+from tests.structured_output.vocabularies import make_compiler
 from tests.tiny import tiny_tokenizer
 
 MAX_MODEL_LEN = 200
@@ -51,9 +52,10 @@ def app() -> Iterator[FastAPI]:
     description = ModelDescription(
         max_model_len=MAX_MODEL_LEN, vocab_size=256, default_sampling=SamplingParams(), vision=None
     )
-    yield build_app(GemmaGenerator(prompts, engine, description), ApiConfig(model_name=MODEL))
+    generator = GemmaGenerator(prompts, engine, description, make_compiler())
+    yield build_app(generator, ApiConfig(model_name=MODEL))
     assert blocks.num_free_blocks == blocks.num_blocks
-    engine.close()
+    generator.close()
 
 
 def say(text: str) -> list[dict[str, str]]:
