@@ -55,6 +55,43 @@ class SamplingParams:
     """Token ids that end the completion, besides the checkpoint's own."""
     ignore_eos: bool = False
     """Go on past the checkpoint's own stop tokens and strings, as benchmarks want."""
+    logprobs: int | None = None
+    """Most probable tokens told with each token of the completion; ``None`` tells nothing."""
+    prompt_logprobs: int | None = None
+    """The same for each token of the prompt but the first."""
+
+
+TemplateValue = bool | int | float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A chat, which the checkpoint's template turns into text."""
+
+    messages: tuple[ChatMessage, ...]
+    continue_final_message: bool = False
+    """Go on with the assistant's last message instead of opening a new turn."""
+    template_kwargs: tuple[tuple[str, TemplateValue], ...] = ()
+    """Further variables of the template, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Text as the model reads it, control tokens included."""
+
+    text: str
+    add_bos: bool = True
+    """Open with the checkpoint's first token, unless the text does."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids as the model reads them; nothing is added."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +99,24 @@ class GenerationRequest:
     """What one client asked: one prompt, ``n`` sequences."""
 
     request_id: str
-    messages: tuple[ChatMessage, ...]
+    prompt: Prompt
     sampling: SamplingParams
     n: int = 1
+    truncate_prompt_tokens: int | None = None
+    """Keep only so many tokens of the prompt's end."""
+    return_prompt: bool = False
+    """Whether ``GenerationStarted`` tells the prompt's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptToken:
+    """One token of a prompt."""
+
+    token_id: int
+    written: bytes
+    """What it writes, as UTF-8; a control token's name."""
+    is_control: bool = False
+    """Whether it is no text, such as the markers of turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +126,28 @@ class GenerationStarted:
     prompt_tokens: int
     cached_tokens: int = 0
     """Prompt tokens whose keys and values came from a cache."""
+    prompt: tuple[PromptToken, ...] = ()
+    """If the request asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and how probable the model found it."""
+
+    token_id: int
+    logprob: float
+    """Natural logarithm of the probability, finite."""
+    token_bytes: bytes
+    """What the token writes; empty for control tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledLogprobs:
+    """One position of a text: the token that stands there, and the most probable ones."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+    """The most probable first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +161,10 @@ class GenerationDelta:
     token_ids: tuple[int, ...]
     """All tokens sampled since the last delta, the ending one included."""
     finish_reason: FinishReason | None = None
+    logprobs: tuple[SampledLogprobs, ...] = ()
+    """One per token id, if the request asked for them."""
+    prompt_logprobs: tuple[SampledLogprobs, ...] = ()
+    """Of the prompt's second token to its last: with sequence 0's first delta, if asked for."""
 
     def __add__(self, later: Self) -> "GenerationDelta":
         if later.index != self.index or self.finish_reason is not None:
@@ -96,6 +174,8 @@ class GenerationDelta:
             self.text + later.text,
             self.token_ids + later.token_ids,
             later.finish_reason,
+            self.logprobs + later.logprobs,
+            self.prompt_logprobs + later.prompt_logprobs,
         )
 
 
@@ -144,6 +224,18 @@ class ModelDescription:
     """``None``: the model takes text only."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoad:
+    """How busy a copy of the model is."""
+
+    num_running: int
+    """Sequences that are being computed."""
+    num_waiting: int
+    """Sequences that wait for a place."""
+    cache_usage: float
+    """Share of the memory for keys and values that is taken, 0 to 1."""
+
+
 class GenerationStream:
     """The lists of deltas of one admitted request. Close it to stop the request.
 
@@ -189,6 +281,12 @@ class GenerationClient(Protocol):
 
     async def check_health(self) -> None:
         """Raises ``UnavailableError`` unless the model can answer now. Waits for no loading."""
+
+    async def measure_load(self) -> ModelLoad:
+        """Of one copy of the model, where there are several. Raises ``UnavailableError``."""
+
+    async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
+        """The tokens that ``generate`` would read. Raises as it does; images are soft tokens."""
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         """Admit ``request``; the first token is not awaited.

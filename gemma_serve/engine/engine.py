@@ -1,9 +1,9 @@
 """The step: schedule, run, take the tokens in, hand out text."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from gemma_serve.engine.block_manager import BlockManager
@@ -29,6 +29,8 @@ class Vocabulary:
     """The ids that end a turn."""
     stop_strings: tuple[str, ...] = ()
     """Texts that end a turn of this checkpoint, besides a request's own."""
+    control_token_names: Mapping[int, bytes] = field(default_factory=dict)
+    """UTF-8 names of the ids that are no text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,7 @@ class Engine:
         self._runner = runner
         self._scheduler = scheduler
         self._block_manager = block_manager
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._max_model_len = max_model_len
         self._unfinished: dict[int, list[Sequence]] = {}
         self._arrivals = count()
@@ -129,7 +131,7 @@ class Engine:
         sampling, prompt = request.sampling, request.prompt
         num_prompt_tokens = len(prompt.token_ids)
         max_tokens = sampling.max_tokens or self._max_model_len
-        vocabulary = self._vocabulary
+        vocabulary = self.vocabulary
         own_stops = () if sampling.ignore_eos else vocabulary.stop_strings
         own_stop_ids = frozenset() if sampling.ignore_eos else vocabulary.eos_token_ids
         return Sequence(

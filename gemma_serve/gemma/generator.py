@@ -1,6 +1,8 @@
 """A loaded Gemma 3 behind the ``GenerationClient`` protocol, in this process."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Self
 
 from gemma_serve.engine.async_engine import AsyncEngine
@@ -11,7 +13,14 @@ from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.engine_builder import build_engine, max_model_len
 from gemma_serve.gemma.loading import LoadedGemma, load_gemma
 from gemma_serve.gemma.prompt import PromptBuilder
-from gemma_serve.generation import GenerationRequest, GenerationStream, ModelDescription
+from gemma_serve.generation import (
+    GenerationRequest,
+    GenerationStream,
+    ModelDescription,
+    ModelLoad,
+    Prompt,
+    PromptToken,
+)
 
 
 class GemmaGenerator:
@@ -66,8 +75,36 @@ class GemmaGenerator:
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         """As ``GenerationClient.generate``. Templating and tokenizing run on a worker thread."""
-        prompt = await asyncio.to_thread(self._prompt_builder.build, request.messages)
-        return self._engine.submit(request.request_id, prompt, request.sampling, request.n)
+        prompt = await asyncio.to_thread(
+            self._prompt_builder.build, request.prompt, truncate_to=request.truncate_prompt_tokens
+        )
+        stream = self._engine.submit(request.request_id, prompt, request.sampling, request.n)
+        if request.return_prompt:
+            tokens = self._describe_tokens(prompt.token_ids)
+            stream.started = replace(stream.started, prompt=tokens)
+        return stream
+
+    async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
+        """As ``GenerationClient.tokenize``."""
+        inputs = await asyncio.to_thread(self._prompt_builder.build, prompt)
+        return self._describe_tokens(inputs.token_ids)
+
+    async def measure_load(self) -> ModelLoad:
+        """As ``GenerationClient.measure_load``."""
+        stats = self._engine.stats
+        return ModelLoad(
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            cache_usage=1 - stats.num_free_blocks / stats.num_blocks,
+        )
+
+    def _describe_tokens(self, token_ids: Sequence[int]) -> tuple[PromptToken, ...]:
+        vocabulary = self._engine.vocabulary
+        names, texts = vocabulary.control_token_names, vocabulary.token_bytes
+        return tuple(
+            PromptToken(i, names[i], is_control=True) if i in names else PromptToken(i, texts[i])
+            for i in token_ids
+        )
 
     async def check_health(self) -> None:
         """As ``GenerationClient.check_health``."""

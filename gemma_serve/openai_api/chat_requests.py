@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from gemma_serve.errors import InvalidRequestError
 from gemma_serve.generation import (
+    ChatPrompt,
     GenerationRequest,
     ModelDescription,
     SamplingParams,
@@ -58,9 +59,12 @@ async def build_generation_request(
     images = {} if vision is None else await _load_images(urls, vision, image_loader)
     return GenerationRequest(
         request_id=request_id,
-        messages=tuple(
-            _chat_message(message, f"messages[{index}]", images)
-            for index, message in enumerate(body.messages)
+        prompt=ChatPrompt(
+            messages=tuple(
+                _chat_message(message, f"messages[{index}]", images)
+                for index, message in enumerate(body.messages)
+            ),
+            continue_final_message=_continues(body),
         ),
         sampling=sampling,
         n=body.n or 1,
@@ -84,8 +88,7 @@ def _check_combinations(body: ChatCompletionRequest) -> None:
 
 
 def _check_turn_to_generate(body: ChatCompletionRequest) -> None:
-    """Refuse what this server does not do: it always continues a last message of the assistant,
-    and always answers any other."""
+    """The model either goes on with the assistant's last message or opens a turn of its own."""
     ends_with_answer = isinstance(body.messages[-1], AssistantMessage)
     if body.continue_final_message and not ends_with_answer:
         raise InvalidRequestError(
@@ -93,18 +96,19 @@ def _check_turn_to_generate(body: ChatCompletionRequest) -> None:
             param="continue_final_message",
             code="invalid_value",
         )
-    if body.continue_final_message is False and ends_with_answer:
+    if body.add_generation_prompt is False and not _continues(body):
         raise InvalidRequestError(
-            "This server always continues a last message of the assistant",
-            param="continue_final_message",
-            code="unsupported_value",
-        )
-    if body.add_generation_prompt is False and not ends_with_answer:
-        raise InvalidRequestError(
-            "This server always answers a last message that is not the assistant's",
+            "This server always opens a turn of the assistant, unless it continues one",
             param="add_generation_prompt",
             code="unsupported_value",
         )
+
+
+def _continues(body: ChatCompletionRequest) -> bool:
+    """Whether the answer goes on with the last message: an assistant's, unless refused."""
+    if body.continue_final_message is None:
+        return isinstance(body.messages[-1], AssistantMessage)
+    return body.continue_final_message
 
 
 def _sampling_params(body: ChatCompletionRequest, description: ModelDescription) -> SamplingParams:

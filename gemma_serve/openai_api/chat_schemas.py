@@ -129,8 +129,8 @@ class ChatCompletionRequest(UnsupportedFields):
     )
     continue_final_message: Bool | None = Field(
         default=None,
-        description="`true` only if the last message is the assistant's, `false` only if not.",
+        description="Go on with a last message of the assistant, or open a new turn.",
     )
     add_generation_prompt: Bool | None = Field(
-        default=None, description="`false` only if the last message is the assistant's."
+        default=None, description="`false` only if the last message is continued."
     )

@@ -16,7 +16,7 @@ from gemma_serve.errors import (
 )
 from gemma_serve.generation import FinishReason
 from tests.fakes import VISION_MODEL, FakeGenerationClient, FakeImageLoader, answer, delta, image_of
-from tests.openai_api.harness import MODEL, make_app
+from tests.openai_api.harness import MODEL, make_app, messages_of
 
 
 @asynccontextmanager
@@ -89,7 +89,7 @@ async def test_image_reaches_the_model() -> None:
                 }
             ],
         )
-    assert fake.requests[0].messages[0].parts == (image_of("https://a/cat.png"),)
+    assert messages_of(fake.requests[0])[0].parts == (image_of("https://a/cat.png"),)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -134,10 +134,6 @@ async def test_invalid_value_is_a_400_that_names_the_field(
         ({"allowed_token_ids": [1]}, "allowed_token_ids"),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"echo": True}, "echo"),
-        (
-            {"messages": [USER, ASSISTANT], "continue_final_message": False},
-            "continue_final_message",
-        ),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         (user({"type": "text", "text": "x"}, {"type": "input_audio"}), "messages[0].content[1]"),
         (user({"type": "file", "file": {}}), "messages[0].content[0]"),

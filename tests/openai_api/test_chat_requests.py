@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gemma_serve.errors import InvalidRequestError
-from gemma_serve.generation import GenerationRequest, SamplingParams
+from gemma_serve.generation import ChatPrompt, GenerationRequest, SamplingParams
 from gemma_serve.images.limits import ImageLimits
 from gemma_serve.messages import ChatMessage, Role, TextPart, ToolCall
 from gemma_serve.openai_api.limits import ApiLimits
@@ -17,7 +17,7 @@ from tests.fakes import (
     answer,
     image_of,
 )
-from tests.openai_api.harness import error_of, make_app, post_chat
+from tests.openai_api.harness import error_of, make_app, messages_of, post_chat
 
 TOOL = {"type": "function", "function": {"name": "get_time"}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
@@ -145,7 +145,7 @@ async def test_message_with_one_text(
 ) -> None:
     role, text = expected
     request = await requested(messages=[message])
-    assert request.messages == (ChatMessage(role, (TextPart(text),)),)
+    assert messages_of(request) == (ChatMessage(role, (TextPart(text),)),)
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
@@ -153,14 +153,14 @@ async def test_every_role_takes_text_parts(role: str) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]
     message = {"role": role, "content": parts, "tool_call_id": "call_1", "name": "get_time"}
     request = await requested(messages=[message])
-    assert request.messages[0].parts == (TextPart("a"), TextPart(" b"))
+    assert messages_of(request)[0].parts == (TextPart("a"), TextPart(" b"))
 
 
 @pytest.mark.parametrize("content", [{}, {"content": None}, {"content": []}])
 async def test_assistant_content_may_be_missing(content: dict[str, object]) -> None:
     message = {"role": "assistant", "tool_calls": [CALL], "function_call": None, **content}
     request = await requested(messages=[message])
-    assert request.messages == (
+    assert messages_of(request) == (
         ChatMessage(Role.ASSISTANT, tool_calls=(ToolCall("call_1", "get_time", "{}"),)),
     )
 
@@ -168,7 +168,7 @@ async def test_assistant_content_may_be_missing(content: dict[str, object]) -> N
 async def test_tool_result_names_its_call() -> None:
     message = {"role": "tool", "tool_call_id": "call_1", "content": "12:00"}
     request = await requested(messages=[message])
-    assert request.messages == (
+    assert messages_of(request) == (
         ChatMessage(Role.TOOL, (TextPart("12:00"),), tool_call_id="call_1"),
     )
 
@@ -181,7 +181,7 @@ async def test_deprecated_function_call_and_its_result_refer_to_each_other_by_na
             {"role": "function", "name": "get_time", "content": "12:00"},
         ]
     )
-    assert request.messages == (
+    assert messages_of(request) == (
         ChatMessage(Role.ASSISTANT, tool_calls=(ToolCall("get_time", "get_time", "{}"),)),
         ChatMessage(Role.TOOL, (TextPart("12:00"),), tool_call_id="get_time"),
     )
@@ -190,7 +190,7 @@ async def test_deprecated_function_call_and_its_result_refer_to_each_other_by_na
 async def test_any_order_of_roles_is_passed_on_as_it_is() -> None:
     roles = ["assistant", "user", "user", "system", "assistant", "assistant", "system"]
     request = await requested(messages=[{"role": role, "content": "x"} for role in roles])
-    assert [message.role for message in request.messages] == roles
+    assert [message.role for message in messages_of(request)] == roles
 
 
 @pytest.mark.parametrize("fields", [{}, {"tool_choice": "auto"}, {"tool_choice": "none"}])
@@ -203,7 +203,7 @@ async def test_tools_are_accepted_and_left_out(fields: dict[str, object]) -> Non
 async def test_ten_megabytes_of_text_pass() -> None:
     text = "🙂" * 2_500_000
     request = await requested(messages=[{"role": "user", "content": text}])
-    assert request.messages[0].parts == (TextPart(text),)
+    assert messages_of(request)[0].parts == (TextPart(text),)
 
 
 async def test_images_are_loaded_into_their_places() -> None:
@@ -216,7 +216,7 @@ async def test_images_are_loaded_into_their_places() -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "user", "content": content}]
     response = await post_chat(make_app(client, loader), messages=messages)
     assert response.status_code == 200
-    assert client.requests[0].messages[1].parts == (
+    assert messages_of(client.requests[0])[1].parts == (
         image_of("https://a/1.png"),
         TextPart("or"),
         image_of("https://a/2.png"),
@@ -261,3 +261,22 @@ async def test_too_many_images_are_refused_before_any_is_fetched() -> None:
     assert error_of(response)["message"] == "a request may have 2 images, got 3"
     assert loader.calls == []
     assert (await post_chat(app, messages=messages[:2])).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("roles", "fields", "expected"),
+    [
+        (["user"], {}, False),
+        (["user", "assistant"], {}, True),
+        (["user", "assistant"], {"continue_final_message": True}, True),
+        (["user", "assistant"], {"continue_final_message": False}, False),
+        (["user", "assistant"], {"add_generation_prompt": False}, True),
+    ],
+)
+async def test_last_message_of_the_assistant_is_continued_unless_refused(
+    roles: list[str], fields: dict[str, object], expected: bool
+) -> None:
+    messages = [{"role": role, "content": "x"} for role in roles]
+    prompt = (await requested(messages=messages, **fields)).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.continue_final_message is expected
