@@ -29,7 +29,8 @@ class SamplingParams:
     """
 
     max_tokens: int | None = None
-    """Completion tokens per sequence; ``None``: up to the end of the context."""
+    """Completion tokens per sequence; ``None``: up to the end of the context. 0 computes the prompt
+    and ends."""
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -55,6 +56,16 @@ class SamplingParams:
     """Token ids that end the completion, besides the checkpoint's own."""
     ignore_eos: bool = False
     """Go on past the checkpoint's own stop tokens and strings, as benchmarks want."""
+    min_tokens: int = 0
+    """Nothing but ``max_tokens`` ends the completion before it has so many tokens."""
+    include_stop_str_in_output: bool = False
+    """Whether the stop string that ends the completion is part of it."""
+    skip_special_tokens: bool = True
+    """Whether control tokens write nothing; else they write their names."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """The only ids that may be chosen; ``None``: all."""
+    banned_token_sequences: tuple[tuple[int, ...], ...] = ()
+    """Ids that must not follow each other like this."""
     logprobs: int | None = None
     """Most probable tokens told with each token of the completion; ``None`` tells nothing."""
     prompt_logprobs: int | None = None
@@ -102,6 +113,8 @@ class GenerationRequest:
     prompt: Prompt
     sampling: SamplingParams
     n: int = 1
+    bad_words: tuple[str, ...] = ()
+    """Texts whose tokens are to join ``sampling.banned_token_sequences``."""
     truncate_prompt_tokens: int | None = None
     """Keep only so many tokens of the prompt's end."""
     return_prompt: bool = False

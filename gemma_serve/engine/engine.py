@@ -3,18 +3,25 @@
 import logging
 from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.model_runner import ModelRunner
+from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
 from gemma_serve.engine.sequence import PromptInputs, Sequence
 from gemma_serve.engine.stats import EngineStats
 from gemma_serve.errors import GemmaServeError, GenerationError
-from gemma_serve.generation import FinishReason, GenerationDelta, SamplingParams
+from gemma_serve.generation import (
+    FinishReason,
+    GenerationDelta,
+    SampledLogprobs,
+    SamplingParams,
+    TokenLogprob,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +137,11 @@ class Engine:
     def _new_sequence(self, request: EngineRequest, index: int) -> Sequence:
         sampling, prompt = request.sampling, request.prompt
         num_prompt_tokens = len(prompt.token_ids)
-        max_tokens = sampling.max_tokens or self._max_model_len
+        max_tokens = self._max_model_len if (m := sampling.max_tokens) is None else m
         vocabulary = self.vocabulary
         own_stops = () if sampling.ignore_eos else vocabulary.stop_strings
         own_stop_ids = frozenset() if sampling.ignore_eos else vocabulary.eos_token_ids
+        stop_token_ids = own_stop_ids.union(sampling.stop_token_ids)
         return Sequence(
             request_key=request.key,
             index=index,
@@ -142,20 +150,34 @@ class Engine:
                 sampling,
                 seed=SamplingState.derive_seed(sampling.seed, index),
                 prompt_token_ids=prompt.token_ids,
+                ending_token_ids=stop_token_ids,
             ),
-            detokenizer=Detokenizer(vocabulary.token_bytes, (*sampling.stop, *own_stops)),
-            stop_token_ids=own_stop_ids.union(sampling.stop_token_ids),
+            detokenizer=Detokenizer(
+                vocabulary.token_bytes,
+                (*sampling.stop, *own_stops),
+                include_stop=sampling.include_stop_str_in_output,
+                min_tokens=sampling.min_tokens,
+                control_token_names={}
+                if sampling.skip_special_tokens
+                else vocabulary.control_token_names,
+            ),
+            stop_token_ids=stop_token_ids,
             max_total_tokens=min(num_prompt_tokens + max_tokens, self._max_model_len),
             block_table=self._block_manager.new_table(),
             arrival=next(self._arrivals),
             token_ids=list(prompt.token_ids),
+            prompt_scores=PromptScores(
+                num_prompt_tokens=num_prompt_tokens, num_top=sampling.prompt_logprobs
+            )
+            if sampling.prompt_logprobs is not None and index == 0
+            else None,
         )
 
     def _take_in(self, batch: ScheduledBatch, token_ids: Seq[int]) -> list[StepOutput]:
         deltas: dict[int, list[GenerationDelta]] = {}
         for scheduled, token_id in zip(batch.sampling, token_ids, strict=True):
             sequence = scheduled.sequence
-            delta = self._advance(sequence, token_id)
+            delta = self._with_prompt_logprobs(sequence, self._advance(sequence, token_id))
             deltas.setdefault(sequence.request_key, []).append(delta)
             if delta.finish_reason is not None:
                 self._finish(sequence)
@@ -163,6 +185,8 @@ class Engine:
 
     def _advance(self, sequence: Sequence, token_id: int) -> GenerationDelta:
         """Append a sampled token and say what became final by it."""
+        if len(sequence.token_ids) >= sequence.max_total_tokens:  # only the prompt was asked for
+            return GenerationDelta(sequence.index, "", (), FinishReason.LENGTH)
         sequence.token_ids.append(token_id)
         sequence.sampling_state.append(token_id)
         finish_reason = None
@@ -175,6 +199,23 @@ class Engine:
             elif len(sequence.token_ids) >= sequence.max_total_tokens:
                 text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.LENGTH
         return GenerationDelta(sequence.index, text, (token_id,), finish_reason)
+
+    def _with_prompt_logprobs(self, sequence: Sequence, delta: GenerationDelta) -> GenerationDelta:
+        """``delta``, with the prompt's logprobs if it is the first and they were asked for."""
+        if sequence.prompt_scores is None:
+            return delta
+        texts, scores = self.vocabulary.token_bytes, sequence.prompt_scores.scores
+        sequence.prompt_scores = None
+        return replace(
+            delta,
+            prompt_logprobs=tuple(
+                SampledLogprobs(
+                    TokenLogprob(token_id, score.logprob, texts[token_id]),
+                    tuple(TokenLogprob(i, logprob, texts[i]) for i, logprob in score.top),
+                )
+                for token_id, score in zip(sequence.prompt.token_ids[1:], scores, strict=True)
+            ),
+        )
 
     def _finish(self, sequence: Sequence) -> None:
         self._scheduler.remove((sequence,))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gemma_serve.engine.sampler_restrictions import restrict
 from gemma_serve.engine.sampling_state import LogitAdjustments, SamplingState
 from gemma_serve.generation import SamplingParams
 
@@ -137,6 +138,7 @@ class Sampler:
         not forbidden: nothing can save its text, and the other rows must not suffer.
         """
         logits.index_fill_(1, self._forbidden, -math.inf)
+        restrict(logits, states)
         methods = [_Method.of(state, self._vocab_size) for state in states]
         chosen = self._choose(logits, states, methods)
         if len(chosen) < len(states):

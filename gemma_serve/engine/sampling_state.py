@@ -3,10 +3,11 @@
 import math
 import secrets
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from gemma_serve.engine.restrictions import Restrictions
 from gemma_serve.generation import SamplingParams
 
 _BAN_BIAS = -100.0
@@ -55,8 +56,16 @@ class SamplingState:
     """
 
     def __init__(
-        self, sampling: SamplingParams, *, seed: int, prompt_token_ids: Sequence[int]
+        self,
+        sampling: SamplingParams,
+        *,
+        seed: int,
+        prompt_token_ids: Sequence[int],
+        ending_token_ids: Collection[int] = (),
     ) -> None:
+        """``ending_token_ids``: those that would end the sequence."""
+        self.restrictions = Restrictions.of(sampling, ending_token_ids)
+        """``None``: the client allows every token."""
         self.sampling = sampling
         self.num_completion_tokens = 0
         self._seed = seed
@@ -79,6 +88,8 @@ class SamplingState:
     def append(self, token_id: int) -> None:
         """``token_id`` is the sequence's next completion token."""
         self.num_completion_tokens += 1
+        if self.restrictions is not None:
+            self.restrictions.append(token_id)
         if self.adjustments is not None and self._has_penalties:
             self.adjustments.add_completion_token(token_id)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gemma_serve.engine.block_manager import BlockTable
 from gemma_serve.engine.detokenizer import Detokenizer
+from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.sampling_state import SamplingState
 
 
@@ -50,6 +51,8 @@ class Sequence:
     """Prompt and completion."""
     num_computed_tokens: int = 0
     """Leading tokens whose keys and values are in the cache."""
+    prompt_scores: PromptScores | None = None
+    """If they are asked for and not yet handed out."""
 
     @property
     def num_uncomputed_tokens(self) -> int:

@@ -78,7 +78,11 @@ class GemmaGenerator:
         prompt = await asyncio.to_thread(
             self._prompt_builder.build, request.prompt, truncate_to=request.truncate_prompt_tokens
         )
-        stream = self._engine.submit(request.request_id, prompt, request.sampling, request.n)
+        sampling = request.sampling
+        if request.bad_words:
+            banned = self._prompt_builder.banned_token_sequences(request.bad_words)
+            sampling = replace(sampling, banned_token_sequences=banned)
+        stream = self._engine.submit(request.request_id, prompt, sampling, request.n)
         if request.return_prompt:
             tokens = self._describe_tokens(prompt.token_ids)
             stream.started = replace(stream.started, prompt=tokens)

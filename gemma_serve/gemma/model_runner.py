@@ -11,6 +11,7 @@ from gemma_serve.gemma.attention.paged import ATTENTION_NAME, PagedAttention
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.kv_cache import KVCache
 from gemma_serve.gemma.loading import LoadedGemma
+from gemma_serve.gemma.prompt_scoring import score_prompts
 from gemma_serve.gemma.vision import VisionEncoder
 
 _NO_MASKS = {"full_attention": None, "sliding_attention": None}
@@ -48,6 +49,7 @@ class GemmaModelRunner:
     def run(self, batch: ScheduledBatch) -> list[int]:
         """As ``engine.model_runner.ModelRunner.run``."""
         hidden_states = self._forward(batch)
+        score_prompts(batch, hidden_states, self._lm_head)
         if not batch.sampling:
             return []
         logits = self._lm_head(hidden_states[_sampling_rows(batch)])  # [num_sampling, vocab_size]

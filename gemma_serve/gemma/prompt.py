@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs
 from gemma_serve.errors import ContextLengthError, InvalidRequestError
+from gemma_serve.gemma.bad_words import banned_token_sequences
 from gemma_serve.gemma.history import Turn, fit_history
 from gemma_serve.gemma.rendering import START_OF_IMAGE, ChatRenderer, Segment
 from gemma_serve.gemma.truncation import truncate
@@ -88,6 +89,10 @@ class PromptBuilder:
                 prompt_tokens=len(inputs.token_ids), max_model_len=self._max_model_len, param=param
             )
         return inputs
+
+    def banned_token_sequences(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """As ``gemma.bad_words``."""
+        return banned_token_sequences(self._tokenizer, words)
 
     def _text_token_ids(self, prompt: TextPrompt, limit: int) -> tuple[int, ...]:
         """The text as the tokenizer reads it: control tokens in it are meant."""

@@ -2,9 +2,9 @@ import logging
 
 import pytest
 
-from gemma_serve.engine.engine import Engine
-from gemma_serve.engine.sequence import Sequence
-from gemma_serve.generation import FinishReason, GenerationDelta
+from gemma_serve.engine.engine import Engine, EngineRequest
+from gemma_serve.engine.sequence import PromptInputs, Sequence
+from gemma_serve.generation import FinishReason, GenerationDelta, SamplingParams
 from tests.engine.builders import ScriptedRunner, make_block_manager, make_engine, make_request
 
 
@@ -118,3 +118,21 @@ def test_a_failed_step_ends_its_own_requests_and_the_engine_goes_on(
     assert run(engine)[1, 0].finish_reason is FinishReason.STOP
     assert engine.stats.num_failed_steps_in_a_row == 0
     assert engine.stats.num_free_blocks == engine.stats.num_blocks
+
+
+def test_nothing_ends_before_min_tokens_but_max_tokens() -> None:
+    engine = make_engine(ScriptedRunner("a!b!c"))
+    sampling = SamplingParams(min_tokens=3, stop=("!",))
+    engine.add(EngineRequest(key=0, prompt=PromptInputs((5,)), sampling=sampling))
+    engine.add(EngineRequest(key=1, prompt=PromptInputs((5,)), sampling=SamplingParams()))
+    assert {key: result.text for key, result in run(engine).items()} == {
+        (0, 0): "a!b",
+        (1, 0): "a!b!c",
+    }
+
+
+def test_stop_string_is_shown_if_asked_for() -> None:
+    engine = make_engine(ScriptedRunner("Paris.\nUser"))
+    sampling = SamplingParams(stop=("\n",), include_stop_str_in_output=True)
+    engine.add(EngineRequest(key=0, prompt=PromptInputs((5,)), sampling=sampling))
+    assert run(engine)[0, 0].text == "Paris.\n"

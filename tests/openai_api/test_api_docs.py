@@ -78,7 +78,7 @@ def test_checkpoints_defaults_are_those_of_sampling_params() -> None:
     documented = {
         name for name, _, absent, _ in rows("Chat completion fields") if "check" in absent
     }
-    others = {"max_tokens", "seed", "logprobs", "prompt_logprobs"}
+    others = {"max_tokens", "min_tokens", "seed", "logprobs", "prompt_logprobs"}
     sampling = {f"`{name}`" for name in SamplingParams.__dataclass_fields__ if name not in others}
     assert documented == sampling | {"`repeat_penalty`"}
 
