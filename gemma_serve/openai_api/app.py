@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -15,8 +16,10 @@ from gemma_serve import __version__
 from gemma_serve.errors import GemmaServeError
 from gemma_serve.generation import GenerationClient
 from gemma_serve.images.loader import ImageLoader
-from gemma_serve.openai_api.chat_completions import ChatCompletions, check_model
+from gemma_serve.openai_api.chat_completions import ChatCompletions
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.completion_schemas import CompletionRequest
+from gemma_serve.openai_api.completions import Completions
 from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.disconnects import CancelOnDisconnect
 from gemma_serve.openai_api.error_responses import (
@@ -28,22 +31,26 @@ from gemma_serve.openai_api.middleware import ApiKeyCheck, BodyLimit, RequestCon
 from gemma_serve.openai_api.response_schemas import (
     ChatCompletion,
     ChatCompletionChunk,
+    Completion,
     ErrorResponse,
     Model,
     ModelList,
     Status,
 )
+from gemma_serve.openai_api.served_model import check_model
 
 # FastAPI's own type for this holds Any. "4XX" also keeps it from documenting a 422.
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {"model": ErrorResponse, "description": "The request is at fault."},
     "5XX": {"model": ErrorResponse, "description": "The server is at fault, or not ready."},
 }
-# Its "$id" makes the chunk's schema a document of its own, in which its "$defs" are found.
-_CHUNK_SCHEMA: Final = {"$id": "chat.completion.chunk", **ChatCompletionChunk.model_json_schema()}
-_STREAM: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"text/event-stream": {"schema": _CHUNK_SCHEMA}}}
-}
+
+
+def _stream_of(event: type[BaseModel], name: str) -> dict[int | str, dict[str, Any]]:
+    """What a stream answers: events of one form."""
+    # "$id" makes the schema a document of its own, in which its "$defs" are found.
+    schema = {"$id": name, **event.model_json_schema(mode="serialization")}
+    return {200: {"content": {"text/event-stream": {"schema": schema}}}}
 
 
 def build_app(
@@ -75,6 +82,7 @@ def build_app(
         redoc_url=None,
     )
     _add_chat_routes(app, ChatCompletions(client, config, loader))
+    _add_completion_routes(app, Completions(client, config))
     _add_model_routes(app, client, config)
     _add_status_routes(app, client)
     return app
@@ -100,9 +108,19 @@ def _middleware(config: ApiConfig) -> list[Middleware]:
 
 
 def _add_chat_routes(app: FastAPI, chat_completions: ChatCompletions) -> None:
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS | _STREAM)
+    responses = _ERRORS | _stream_of(ChatCompletionChunk, "chat.completion.chunk")
+
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=responses)
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         return await chat_completions.create(body, request_id=request.state.request_id)
+
+
+def _add_completion_routes(app: FastAPI, completions: Completions) -> None:
+    responses = _ERRORS | _stream_of(Completion, "text_completion.chunk")
+
+    @app.post("/v1/completions", response_model=Completion, responses=responses)
+    async def create_completion(body: CompletionRequest, request: Request) -> Response:
+        return await completions.create(body, request_id=request.state.request_id)
 
 
 def _add_model_routes(app: FastAPI, client: GenerationClient, config: ApiConfig) -> None:

@@ -2,15 +2,12 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import TypeVar
 
 from gemma_serve.errors import InvalidRequestError
 from gemma_serve.generation import (
     ChatPrompt,
     GenerationRequest,
     ModelDescription,
-    SamplingParams,
     VisionInput,
 )
 from gemma_serve.images.limits import ImageLimits
@@ -27,8 +24,7 @@ from gemma_serve.openai_api.chat_messages import (
     ToolMessage,
 )
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
-
-T = TypeVar("T")
+from gemma_serve.openai_api.sampling_params import first, sampling_params
 
 _ROLES = {
     "system": Role.SYSTEM,
@@ -53,7 +49,7 @@ async def build_generation_request(
     Raises ``InvalidRequestError``.
     """
     _check_combinations(body)
-    sampling = _sampling_params(body, description)
+    sampling = sampling_params(body, description, max_tokens=_max_tokens(body, description))
     urls = dict(_image_urls(body.messages))
     vision = _vision_for(urls, description, image_limits)
     images = {} if vision is None else await _load_images(urls, vision, image_loader)
@@ -65,19 +61,17 @@ async def build_generation_request(
                 for index, message in enumerate(body.messages)
             ),
             continue_final_message=_continues(body),
+            template_kwargs=tuple((body.chat_template_kwargs or {}).items()),
         ),
         sampling=sampling,
         n=body.n or 1,
+        bad_words=tuple(body.bad_words or ()),
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
+        return_prompt=bool(body.return_token_ids),
     )
 
 
 def _check_combinations(body: ChatCompletionRequest) -> None:
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequestError(
-            "stream_options is only allowed when stream is true",
-            param="stream_options",
-            code="invalid_value",
-        )
     if body.tool_choice == "auto" and body.tools is None:
         raise InvalidRequestError(
             "tool_choice is only allowed when tools are given",
@@ -111,68 +105,9 @@ def _continues(body: ChatCompletionRequest) -> bool:
     return body.continue_final_message
 
 
-def _sampling_params(body: ChatCompletionRequest, description: ModelDescription) -> SamplingParams:
-    default = description.default_sampling
-    return replace(
-        default,
-        max_tokens=_first(body.max_completion_tokens, body.max_tokens, default.max_tokens),
-        temperature=_given(body.temperature, default.temperature),
-        top_p=_given(body.top_p, default.top_p),
-        top_k=_top_k(body.top_k, default.top_k),
-        min_p=_given(body.min_p, default.min_p),
-        repetition_penalty=_given(
-            _first(body.repetition_penalty, body.repeat_penalty), default.repetition_penalty
-        ),
-        presence_penalty=_given(body.presence_penalty, default.presence_penalty),
-        frequency_penalty=_given(body.frequency_penalty, default.frequency_penalty),
-        logit_bias=_logit_bias(body, description),
-        seed=_first(body.seed, default.seed),
-        stop=tuple(body.stop or default.stop),
-        stop_token_ids=_stop_token_ids(body, description),
-        ignore_eos=_given(body.ignore_eos, default.ignore_eos),
-    )
-
-
-def _given(value: T | None, default: T) -> T:
-    return default if value is None else value
-
-
-def _first(*values: T | None) -> T | None:
-    return next((value for value in values if value is not None), None)
-
-
-def _top_k(value: int | None, default: int | None) -> int | None:
-    if value is None:
-        return default
-    return value if value > 0 else None
-
-
-def _logit_bias(
-    body: ChatCompletionRequest, description: ModelDescription
-) -> tuple[tuple[int, float], ...]:
-    if body.logit_bias is None:
-        return description.default_sampling.logit_bias
-    biases = tuple((int(key), bias) for key, bias in body.logit_bias.items())
-    for token_id, _ in biases:
-        _check_token_id(token_id, description, param=f"logit_bias.{token_id}")
-    return biases
-
-
-def _stop_token_ids(body: ChatCompletionRequest, description: ModelDescription) -> tuple[int, ...]:
-    if not body.stop_token_ids:
-        return description.default_sampling.stop_token_ids
-    for index, token_id in enumerate(body.stop_token_ids):
-        _check_token_id(token_id, description, param=f"stop_token_ids[{index}]")
-    return tuple(body.stop_token_ids)
-
-
-def _check_token_id(token_id: int, description: ModelDescription, *, param: str) -> None:
-    if token_id >= description.vocab_size:
-        raise InvalidRequestError(
-            f"{param}: the model's token ids end at {description.vocab_size - 1}",
-            param=param,
-            code="invalid_value",
-        )
+def _max_tokens(body: ChatCompletionRequest, description: ModelDescription) -> int | None:
+    default = description.default_sampling.max_tokens
+    return first(body.max_completion_tokens, body.max_tokens, default)
 
 
 def _image_urls(messages: list[Message]) -> Iterator[tuple[str, ImageUrl]]:

@@ -15,4 +15,7 @@ class ApiConfig:
     """Any of these opens every path but ``/health``; none at all: no key is asked for."""
     cors_allow_origins: tuple[str, ...] = ()
     """Web origins whose pages may call this server from a browser; ``*`` allows all."""
+    keep_alive_interval_s: float = 15.0
+    """How long a stream may be silent before it gets a comment, so that nothing on the way takes
+    it for dead."""
     limits: ApiLimits = field(default_factory=ApiLimits)

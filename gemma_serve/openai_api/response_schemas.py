@@ -1,10 +1,14 @@
 """What this server answers, as the OpenAPI document states it."""
 
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from gemma_serve.generation import FinishReason
+
+T = TypeVar("T")
+AbsentIfNone = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
+"""A field that is not written unless it says something."""
 
 
 class ResponseModel(BaseModel):
@@ -55,6 +59,7 @@ class Choice(ResponseModel):
     message: AssistantAnswer
     logprobs: None = None
     finish_reason: FinishReason
+    token_ids: AbsentIfNone[list[int]] = None
 
 
 class ChatCompletion(ResponseModel):
@@ -66,6 +71,7 @@ class ChatCompletion(ResponseModel):
     model: str
     choices: list[Choice]
     usage: CompletionUsage
+    prompt_token_ids: AbsentIfNone[list[int]] = None
 
 
 class ChoiceDelta(ResponseModel):
@@ -83,6 +89,7 @@ class ChunkChoice(ResponseModel):
     delta: ChoiceDelta
     logprobs: None
     finish_reason: FinishReason | None
+    token_ids: AbsentIfNone[list[int]] = None
 
 
 class ChatCompletionChunk(ResponseModel):
@@ -93,6 +100,38 @@ class ChatCompletionChunk(ResponseModel):
     created: int
     model: str
     choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+    prompt_token_ids: AbsentIfNone[list[int]] = None
+
+
+class CompletionLogprobs(ResponseModel):
+    """Lists of one length: an entry per token. A prompt's first token has no probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(ResponseModel):
+    """One of ``n`` continuations of one prompt, or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    prompt_token_ids: AbsentIfNone[list[int]] = None
+    token_ids: AbsentIfNone[list[int]] = None
+
+
+class Completion(ResponseModel):
+    """A whole plain completion, or one event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
     usage: CompletionUsage | None = None
 
 

@@ -56,12 +56,7 @@ class UnsupportedFields(BaseModel):
     grammar: UnsupportedIfSet = None
     regex: UnsupportedIfSet = None
     ebnf: UnsupportedIfSet = None
-    min_tokens: Literal[0] | None = None
-    bad_words: UnsupportedIfSet = None
-    allowed_token_ids: UnsupportedIfSet = None
     stop_regex: UnsupportedIfSet = None
-    include_stop_str_in_output: Literal[False] | None = None
-    no_stop_trim: Literal[False] | None = None
     use_beam_search: Literal[False] | None = None
     echo: Literal[False] | None = None
     chat_template: UnsupportedIfSet = None

@@ -164,3 +164,16 @@ async def test_models() -> None:
         model = await client.models.retrieve(MODEL)
     assert models == [MODEL]
     assert model.to_dict()["max_model_len"] == 4096
+
+
+async def test_completions_whole_and_streamed() -> None:
+    async with sdk(FakeGenerationClient(*answer("Hel", "lo"))) as client:
+        whole = await client.completions.create(model=MODEL, prompt=["Hello", "Hi"], max_tokens=5)
+        stream = await client.completions.create(
+            model=MODEL, prompt="Hello", stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+    assert [(choice.index, choice.text) for choice in whole.choices] == [(0, "Hello"), (1, "Hello")]
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == "Hello"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3

@@ -270,3 +270,14 @@ async def test_unknown_fields_are_logged_once_and_ignored(
     assert response.status_code == 200
     ignored = [line for line in caplog.messages if line.startswith("ignored")]
     assert [line.partition("fields=")[2] for line in ignored] == ["['mirostat', 'num_ctx', 'user']"]
+
+
+async def test_token_ids_are_told_if_asked_for() -> None:
+    app = make_app(FakeGenerationClient(*answer("Hi")))
+    whole = (await post_chat(app, return_token_ids=True)).json()
+    assert whole["prompt_token_ids"] == [2]
+    assert whole["choices"][0]["token_ids"] == [5, 5]
+    role, *chunks = events_of(await post_chat(app, return_token_ids=True, stream=True))
+    assert role["prompt_token_ids"] == [2]
+    token_ids = [chunk["choices"][0].get("token_ids") for chunk in chunks]  # type: ignore[index]
+    assert token_ids == [[5], [5], None]

@@ -46,6 +46,8 @@ async def test_open_fields_take_the_checkpoints_defaults() -> None:
 async def test_null_means_absent() -> None:
     fields = ["max_tokens", "temperature", "top_k", "stop", "seed", "n", "stream", "stream_options"]
     fields += ["logit_bias", "stop_token_ids", "ignore_eos", "tools", "tool_choice", "logprobs"]
+    fields += ["min_tokens", "bad_words", "allowed_token_ids", "chat_template_kwargs"]
+    fields += ["skip_special_tokens", "truncate_prompt_tokens", "return_token_ids"]
     fields += ["continue_final_message", "add_generation_prompt"]
     assert await sampling(**dict.fromkeys(fields)) == TEXT_MODEL.default_sampling
 
@@ -65,6 +67,10 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         stop=["a", "b"],
         stop_token_ids=[999],
         ignore_eos=True,
+        min_tokens=2,
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        allowed_token_ids=[5, 6],
     ) == SamplingParams(
         max_tokens=3,
         temperature=0.0,
@@ -79,6 +85,10 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         stop=("a", "b"),
         stop_token_ids=(999,),
         ignore_eos=True,
+        min_tokens=2,
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        allowed_token_ids=(5, 6),
     )
 
 
@@ -93,6 +103,8 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
         ({"stop": "END"}, {"stop": ("END",)}),
         ({"stop": []}, {"stop": ()}),
+        ({"no_stop_trim": True}, {"include_stop_str_in_output": True}),
+        ({"allowed_token_ids": []}, {"allowed_token_ids": None}),
         ({"stop": ["x" * 1024] * 16}, {"stop": ("x" * 1024,) * 16}),
         ({"stop_token_ids": [7] * 1024}, {"stop_token_ids": (7,) * 1024}),
     ],
@@ -280,3 +292,16 @@ async def test_last_message_of_the_assistant_is_continued_unless_refused(
     prompt = (await requested(messages=messages, **fields)).prompt
     assert isinstance(prompt, ChatPrompt)
     assert prompt.continue_final_message is expected
+
+
+async def test_fields_of_the_prompt_reach_the_model() -> None:
+    request = await requested(
+        bad_words=["a", "b"],
+        truncate_prompt_tokens=7,
+        return_token_ids=True,
+        chat_template_kwargs={"enable_thinking": False, "level": "high"},
+    )
+    assert request.bad_words == ("a", "b")
+    assert (request.truncate_prompt_tokens, request.return_prompt) == (7, True)
+    assert isinstance(request.prompt, ChatPrompt)
+    assert request.prompt.template_kwargs == (("enable_thinking", False), ("level", "high"))
