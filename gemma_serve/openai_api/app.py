@@ -37,6 +37,11 @@ from gemma_serve.openai_api.response_schemas import (
     ModelList,
     Status,
 )
+from gemma_serve.openai_api.responses.endpoint import Responses
+from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
+from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, ResponseEvent
+from gemma_serve.openai_api.responses.response_schemas import Response as ResponseObject
+from gemma_serve.openai_api.responses.store import ResponseStore
 from gemma_serve.openai_api.served_model import check_model
 
 # FastAPI's own type for this holds Any. "4XX" also keeps it from documenting a 422.
@@ -83,6 +88,8 @@ def build_app(
     )
     _add_chat_routes(app, ChatCompletions(client, config, loader))
     _add_completion_routes(app, Completions(client, config))
+    store = ResponseStore(config.response_store_bytes)
+    _add_response_routes(app, Responses(client, config, loader, store))
     _add_model_routes(app, client, config)
     _add_status_routes(app, client)
     return app
@@ -96,7 +103,7 @@ def _middleware(config: ApiConfig) -> list[Middleware]:
             Middleware(
                 CORSMiddleware,
                 allow_origins=config.cors_allow_origins,
-                allow_methods=("GET", "POST"),
+                allow_methods=("GET", "POST", "DELETE"),
                 allow_headers=("*",),
                 expose_headers=("x-request-id", "openai-processing-ms", "retry-after"),
             )
@@ -121,6 +128,22 @@ def _add_completion_routes(app: FastAPI, completions: Completions) -> None:
     @app.post("/v1/completions", response_model=Completion, responses=responses)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         return await completions.create(body, request_id=request.state.request_id)
+
+
+def _add_response_routes(app: FastAPI, responses: Responses) -> None:
+    stream = _ERRORS | _stream_of(ResponseEvent, "response.event")
+
+    @app.post("/v1/responses", response_model=ResponseObject, responses=stream)
+    async def create_response(body: ResponseRequest, request: Request) -> Response:
+        return await responses.create(body, request_id=request.state.request_id)
+
+    @app.get("/v1/responses/{response_id}", responses=_ERRORS)
+    async def retrieve_response(response_id: str) -> ResponseObject:
+        return responses.retrieve(response_id)
+
+    @app.delete("/v1/responses/{response_id}", responses=_ERRORS)
+    async def delete_response(response_id: str) -> DeletedResponse:
+        return responses.delete(response_id)
 
 
 def _add_model_routes(app: FastAPI, client: GenerationClient, config: ApiConfig) -> None:

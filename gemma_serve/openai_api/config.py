@@ -18,4 +18,6 @@ class ApiConfig:
     keep_alive_interval_s: float = 15.0
     """How long a stream may be silent before it gets a comment, so that nothing on the way takes
     it for dead."""
+    response_store_bytes: int = 64 * 1024 * 1024
+    """Memory for the responses that clients may continue; 0 stores none."""
     limits: ApiLimits = field(default_factory=ApiLimits)

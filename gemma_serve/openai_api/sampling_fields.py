@@ -35,8 +35,8 @@ class StreamOptions(BaseModel):
     include_usage: Bool | None = None
 
 
-class SamplingFields(BaseModel):
-    """Every field takes ``null`` for absent."""
+class TokenFields(BaseModel):
+    """How tokens are chosen, and which ones end a choice. ``null`` is absent."""
 
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = Field(
         default=None, description="0 always takes the most probable token."
@@ -99,6 +99,11 @@ class SamplingFields(BaseModel):
     skip_special_tokens: Bool | None = Field(
         default=None, description="`false` shows control tokens by their names."
     )
+
+
+class SamplingFields(TokenFields):
+    """The same, and what of it is told."""
+
     truncate_prompt_tokens: Annotated[Int, Field(ge=1, le=INT64_MAX)] | None = Field(
         default=None, description="Keep only so many tokens of the prompt's end."
     )

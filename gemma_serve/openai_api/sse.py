@@ -32,6 +32,11 @@ def encode_event(payload: Mapping[str, object]) -> bytes:
     return b"data: " + text.encode() + b"\n\n"
 
 
+def encode_named_event(payload: Mapping[str, object]) -> bytes:
+    """The same, called what its ``type`` says."""
+    return b"event: %s\n%s" % (str(payload["type"]).encode(), encode_event(payload))
+
+
 class EventStreamResponse(Response):
     """Sends events as they come, and closes their source however that ends."""
 

@@ -177,3 +177,33 @@ async def test_completions_whole_and_streamed() -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == "Hello"
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 3
+
+
+async def test_response_is_made_continued_read_and_deleted() -> None:
+    async with sdk(FakeGenerationClient(*answer("Hel", "lo"))) as client:
+        first = await client.responses.create(model=MODEL, input="Hi", instructions="Be kind.")
+        second = await client.responses.create(
+            model=MODEL, input="And?", previous_response_id=first.id
+        )
+        read = await client.responses.retrieve(second.id)
+        await client.responses.delete(second.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(second.id)
+    assert (first.output_text, first.status) == ("Hello", "completed")
+    assert read == second
+    assert read.previous_response_id == first.id
+
+
+async def test_sdks_own_accumulator_assembles_the_same_response() -> None:
+    async with (
+        sdk(FakeGenerationClient(*answer("Hel", "lo"))) as client,
+        client.responses.stream(model=MODEL, input="Hi") as stream,
+    ):
+        texts = [
+            event.delta async for event in stream if event.type == "response.output_text.delta"
+        ]
+        response = await stream.get_final_response()
+    assert texts == ["Hel", "lo"]
+    assert (response.output_text, response.status) == ("Hello", "completed")
+    assert response.usage is not None
+    assert response.usage.total_tokens == 10

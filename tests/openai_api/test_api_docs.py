@@ -11,7 +11,8 @@ from gemma_serve.generation import SamplingParams
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.completion_schemas import CompletionRequest, UnsupportedInCompletions
 from gemma_serve.openai_api.limits import ApiLimits
-from gemma_serve.openai_api.sampling_fields import SamplingFields
+from gemma_serve.openai_api.responses.request_schemas import ResponseRequest, UnsupportedInResponses
+from gemma_serve.openai_api.sampling_fields import SamplingFields, TokenFields
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -32,6 +33,7 @@ TABLES: Mapping[str, tuple[type[BaseModel], tuple[type[BaseModel], ...]]] = {
     "Chat completion fields": (ChatCompletionRequest, (SamplingFields, UnsupportedFields)),
     "Sampling fields": (SamplingFields, ()),
     "Completion fields": (CompletionRequest, (SamplingFields, UnsupportedInCompletions)),
+    "Response fields": (ResponseRequest, (TokenFields, UnsupportedInResponses)),
 }
 """The model of each table's fields, and the models whose fields are documented elsewhere."""
 ROWS = [(title, row) for title in TABLES for row in rows(title)]
@@ -103,6 +105,8 @@ def test_list_of_unsupported_fields_is_complete() -> None:
     assert re.findall(r"`(\w+)`", listing) == list(UnsupportedFields.model_fields)
     in_completions = section("Completion fields").partition("as above:")[2]
     assert re.findall(r"`(\w+)`", in_completions) == list(UnsupportedInCompletions.model_fields)
+    in_responses = section("Response fields").partition("as above:")[2].partition("(but")[0]
+    assert re.findall(r"`(\w+)`", in_responses) == list(UnsupportedInResponses.model_fields)
 
 
 def test_limits_are_the_defaults() -> None:
