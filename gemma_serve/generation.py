@@ -299,7 +299,10 @@ class GenerationClient(Protocol):
         """Of one copy of the model, where there are several. Raises ``UnavailableError``."""
 
     async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
-        """The tokens that ``generate`` would read. Raises as it does; images are soft tokens."""
+        """The tokens that the model would read, were there room; images are soft tokens.
+
+        Raises ``InvalidRequestError`` or ``UnavailableError``.
+        """
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         """Admit ``request``; the first token is not awaited.

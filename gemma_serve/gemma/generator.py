@@ -90,7 +90,7 @@ class GemmaGenerator:
 
     async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
         """As ``GenerationClient.tokenize``."""
-        inputs = await asyncio.to_thread(self._prompt_builder.build, prompt)
+        inputs = await asyncio.to_thread(self._prompt_builder.read, prompt)
         return self._describe_tokens(inputs.token_ids)
 
     async def measure_load(self) -> ModelLoad:

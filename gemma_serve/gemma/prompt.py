@@ -30,7 +30,7 @@ _END_OF_IMAGE: Final = "<end_of_image>"
 _UNTRAINED_TOKEN = re.compile(r"<unused[0-9]+>|\[multimodal\]")
 """Gemma's reserved tokens, which its tokenizers do not always mark as special."""
 
-_MAX_CONTEXTS_TO_TRUNCATE: Final = 4
+_NUM_CONTEXTS_READ: Final = 4
 """How far a prompt that will be truncated may exceed the context: all of it is tokenized."""
 
 _RESERVED_VARIABLES: Final = frozenset(
@@ -74,21 +74,30 @@ class PromptBuilder:
         Raises ``InvalidRequestError`` for an image that the model cannot see and for text that is
         not Unicode, ``ContextLengthError`` for a prompt that leaves no room for an answer.
         """
-        limit = self._max_model_len * (1 if truncate_to is None else _MAX_CONTEXTS_TO_TRUNCATE)
-        match prompt:
-            case ChatPrompt():
-                inputs, param = self._chat(prompt, limit), "messages"
-            case TextPrompt():
-                inputs, param = PromptInputs(self._text_token_ids(prompt, limit)), "prompt"
-            case TokenPrompt(token_ids):
-                inputs, param = PromptInputs(token_ids), "prompt"
+        inputs = self.read(prompt, num_contexts=1 if truncate_to is None else _NUM_CONTEXTS_READ)
         if truncate_to is not None:
             inputs = truncate(inputs, truncate_to)
         if len(inputs.token_ids) >= self._max_model_len:
             raise ContextLengthError.of(
-                prompt_tokens=len(inputs.token_ids), max_model_len=self._max_model_len, param=param
+                prompt_tokens=len(inputs.token_ids),
+                max_model_len=self._max_model_len,
+                param="messages" if isinstance(prompt, ChatPrompt) else "prompt",
             )
         return inputs
+
+    def read(self, prompt: Prompt, *, num_contexts: int = _NUM_CONTEXTS_READ) -> PromptInputs:
+        """What the model would read, were there room. Raises as ``build`` does.
+
+        ``num_contexts``: how many contexts of text are worth the work.
+        """
+        limit = self._max_model_len * num_contexts
+        match prompt:
+            case ChatPrompt():
+                return self._chat(prompt, limit)
+            case TextPrompt():
+                return PromptInputs(self._text_token_ids(prompt, limit))
+            case TokenPrompt(token_ids):
+                return PromptInputs(token_ids)
 
     def banned_token_sequences(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """As ``gemma.bad_words``."""

@@ -11,9 +11,10 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse
 
 from gemma_serve import __version__
-from gemma_serve.errors import GemmaServeError
+from gemma_serve.errors import GemmaServeError, UnavailableError
 from gemma_serve.generation import GenerationClient
 from gemma_serve.images.loader import ImageLoader
 from gemma_serve.openai_api.chat_completions import ChatCompletions
@@ -27,7 +28,10 @@ from gemma_serve.openai_api.error_responses import (
     handle_http_exception,
     handle_validation_error,
 )
-from gemma_serve.openai_api.middleware import ApiKeyCheck, BodyLimit, RequestContext
+from gemma_serve.openai_api.metrics.exposition import CONTENT_TYPE, document
+from gemma_serve.openai_api.metrics.measured_client import MeasuredClient
+from gemma_serve.openai_api.metrics.server_metrics import ServerMetrics
+from gemma_serve.openai_api.middleware import ApiKeyCheck, BodyLimit, CountRequests, RequestContext
 from gemma_serve.openai_api.response_schemas import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -36,6 +40,7 @@ from gemma_serve.openai_api.response_schemas import (
     Model,
     ModelList,
     Status,
+    Version,
 )
 from gemma_serve.openai_api.responses.endpoint import Responses
 from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
@@ -43,6 +48,13 @@ from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, R
 from gemma_serve.openai_api.responses.response_schemas import Response as ResponseObject
 from gemma_serve.openai_api.responses.store import ResponseStore
 from gemma_serve.openai_api.served_model import check_model
+from gemma_serve.openai_api.tokenization import (
+    Detokenized,
+    DetokenizeRequest,
+    Tokenization,
+    Tokenized,
+    TokenizeRequest,
+)
 
 # FastAPI's own type for this holds Any. "4XX" also keeps it from documenting a 422.
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
@@ -66,6 +78,8 @@ def build_app(
     The application closes ``image_loader`` when it shuts down.
     """
     loader = image_loader or ImageLoader(config.limits.images)
+    metrics = ServerMetrics()
+    client = MeasuredClient(client, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,7 +90,7 @@ def build_app(
         title="gemma-serve",
         version=__version__,
         lifespan=lifespan,
-        middleware=_middleware(config),
+        middleware=_middleware(config, metrics),
         exception_handlers={
             GemmaServeError: handle_error,
             RequestValidationError: handle_validation_error,
@@ -91,13 +105,19 @@ def build_app(
     store = ResponseStore(config.response_store_bytes)
     _add_response_routes(app, Responses(client, config, loader, store))
     _add_model_routes(app, client, config)
+    _add_tokenization_routes(app, Tokenization(client, config, loader))
     _add_status_routes(app, client)
+    _add_metrics_route(app, client, metrics)
     return app
 
 
-def _middleware(config: ApiConfig) -> list[Middleware]:
+def _middleware(config: ApiConfig, metrics: ServerMetrics) -> list[Middleware]:
     """Outermost first: every answer, an error of a later one too, passes the earlier ones."""
-    middleware = [Middleware(RequestContext), Middleware(CancelOnDisconnect)]
+    middleware = [
+        Middleware(RequestContext),
+        Middleware(CountRequests, metrics=metrics),
+        Middleware(CancelOnDisconnect),
+    ]
     if config.cors_allow_origins:
         middleware.append(
             Middleware(
@@ -169,6 +189,16 @@ def _add_model_routes(app: FastAPI, client: GenerationClient, config: ApiConfig)
         return await served_model()
 
 
+def _add_tokenization_routes(app: FastAPI, tokenization: Tokenization) -> None:
+    @app.post("/tokenize", responses=_ERRORS)
+    async def tokenize(body: TokenizeRequest) -> Tokenized:
+        return await tokenization.tokenize(body)
+
+    @app.post("/detokenize", responses=_ERRORS)
+    async def detokenize(body: DetokenizeRequest) -> Detokenized:
+        return await tokenization.detokenize(body)
+
+
 def _add_status_routes(app: FastAPI, client: GenerationClient) -> None:
     @app.head("/health", include_in_schema=False)
     @app.get("/health", responses=_ERRORS)
@@ -180,3 +210,17 @@ def _add_status_routes(app: FastAPI, client: GenerationClient) -> None:
     @app.get("/", include_in_schema=False)
     async def greet() -> Status:
         return Status()
+
+    @app.get("/version", responses=_ERRORS)
+    async def tell_version() -> Version:
+        return Version(version=__version__)
+
+
+def _add_metrics_route(app: FastAPI, client: GenerationClient, metrics: ServerMetrics) -> None:
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS)
+    async def show_metrics() -> Response:
+        try:
+            load = await client.measure_load()
+        except UnavailableError:
+            load = None
+        return Response(document(metrics.lines(load)), media_type=CONTENT_TYPE)

@@ -171,3 +171,9 @@ class Status(ResponseModel):
     """A sign of life."""
 
     status: Literal["ok"] = "ok"
+
+
+class Version(ResponseModel):
+    """Of this server."""
+
+    version: str

@@ -266,3 +266,9 @@ async def test_health_is_asked_anew_each_time(monkeypatch: pytest.MonkeyPatch) -
     handle.is_up.clear()
     with pytest.raises(UnavailableError):
         await client.check_health()
+
+
+async def test_load_and_tokens_are_asked_of_a_replica() -> None:
+    client = client_of(FakeHandle())
+    assert await client.measure_load() == LOAD
+    assert await client.tokenize(PROMPT) == TOKENS
