@@ -82,6 +82,10 @@ class FakeGenerationClient:
         self._generate_error = generate_error
         self._admission = admission
 
+    def play(self, *script: Step) -> None:
+        """Change the script."""
+        self._script = script
+
     async def describe(self) -> ModelDescription:
         if self._describe_error is not None:
             raise self._describe_error
