@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse
 
 from gemma_serve import __version__
 from gemma_serve.errors import GemmaServeError, UnavailableError
@@ -32,6 +32,7 @@ from gemma_serve.openai_api.metrics.exposition import CONTENT_TYPE, document
 from gemma_serve.openai_api.metrics.measured_client import MeasuredClient
 from gemma_serve.openai_api.metrics.server_metrics import ServerMetrics
 from gemma_serve.openai_api.middleware import ApiKeyCheck, BodyLimit, CountRequests, RequestContext
+from gemma_serve.openai_api.reference_page import reference_page
 from gemma_serve.openai_api.response_schemas import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -97,7 +98,7 @@ def build_app(
             HTTPException: handle_http_exception,
         },
         redirect_slashes=False,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from elsewhere; ours does not
         redoc_url=None,
     )
     _add_chat_routes(app, ChatCompletions(client, config, loader))
@@ -108,6 +109,7 @@ def build_app(
     _add_tokenization_routes(app, Tokenization(client, config, loader))
     _add_status_routes(app, client)
     _add_metrics_route(app, client, metrics)
+    _add_reference_route(app)
     return app
 
 
@@ -224,3 +226,9 @@ def _add_metrics_route(app: FastAPI, client: GenerationClient, metrics: ServerMe
         except UnavailableError:
             load = None
         return Response(document(metrics.lines(load)), media_type=CONTENT_TYPE)
+
+
+def _add_reference_route(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def show_reference() -> HTMLResponse:
+        return HTMLResponse(reference_page(app.openapi()))
