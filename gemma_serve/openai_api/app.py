@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -49,6 +48,7 @@ from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, R
 from gemma_serve.openai_api.responses.response_schemas import Response as ResponseObject
 from gemma_serve.openai_api.responses.store import ResponseStore
 from gemma_serve.openai_api.served_model import check_model
+from gemma_serve.openai_api.stream_schemas import documented_stream
 from gemma_serve.openai_api.tokenization import (
     Detokenized,
     DetokenizeRequest,
@@ -62,13 +62,6 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {"model": ErrorResponse, "description": "The request is at fault."},
     "5XX": {"model": ErrorResponse, "description": "The server is at fault, or not ready."},
 }
-
-
-def _stream_of(event: type[BaseModel], name: str) -> dict[int | str, dict[str, Any]]:
-    """What a stream answers: events of one form."""
-    # "$id" makes the schema a document of its own, in which its "$defs" are found.
-    schema = {"$id": name, **event.model_json_schema(mode="serialization")}
-    return {200: {"content": {"text/event-stream": {"schema": schema}}}}
 
 
 def build_app(
@@ -137,7 +130,7 @@ def _middleware(config: ApiConfig, metrics: ServerMetrics) -> list[Middleware]:
 
 
 def _add_chat_routes(app: FastAPI, chat_completions: ChatCompletions) -> None:
-    responses = _ERRORS | _stream_of(ChatCompletionChunk, "chat.completion.chunk")
+    responses = _ERRORS | documented_stream(ChatCompletionChunk, ErrorResponse, ends_with_done=True)
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=responses)
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
@@ -145,7 +138,7 @@ def _add_chat_routes(app: FastAPI, chat_completions: ChatCompletions) -> None:
 
 
 def _add_completion_routes(app: FastAPI, completions: Completions) -> None:
-    responses = _ERRORS | _stream_of(Completion, "text_completion.chunk")
+    responses = _ERRORS | documented_stream(Completion, ErrorResponse, ends_with_done=True)
 
     @app.post("/v1/completions", response_model=Completion, responses=responses)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
@@ -153,7 +146,7 @@ def _add_completion_routes(app: FastAPI, completions: Completions) -> None:
 
 
 def _add_response_routes(app: FastAPI, responses: Responses) -> None:
-    stream = _ERRORS | _stream_of(ResponseEvent, "response.event")
+    stream = _ERRORS | documented_stream(ResponseEvent)
 
     @app.post("/v1/responses", response_model=ResponseObject, responses=stream)
     async def create_response(body: ResponseRequest, request: Request) -> Response:

@@ -47,6 +47,11 @@ async def _answer(request: GenerationRequest) -> AsyncIterator[Sequence[Generati
         ]
 
 
+STREAMED: dict[str, dict[str, object]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "n": 2},
+    "/v1/completions": {"prompt": ["Hi", "Ho"], "echo": True, "logprobs": 1},
+    "/v1/responses": {"input": "Hi"},
+}
 APP = make_app(ObligingClient(description=VISION_MODEL, started=STARTED))
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 CHECKS = schemathesis.checks.CHECKS.get_by_names(
@@ -71,3 +76,13 @@ def test_answers_keep_to_the_document(case: Any) -> None:  # Any: as above
     if isinstance(case.body, dict) and "model" in case.body:
         case.body["model"] = MODEL  # made-up names would all be a 404
     case.call_and_validate(checks=CHECKS)
+
+
+@pytest.mark.parametrize("path", STREAMED)
+def test_every_event_keeps_to_the_document(path: str) -> None:
+    """Made-up requests seldom ask for a stream and for nothing wrong."""
+    body = {"model": MODEL, "stream": True, **STREAMED[path]}
+    case = SCHEMA[path]["POST"].Case(body=body, media_type="application/json")
+    response = case.call()
+    assert response.headers["content-type"] == ["text/event-stream; charset=utf-8"]
+    case.validate_response(response, checks=CHECKS)
