@@ -19,7 +19,7 @@ from benchmarks.environment import write_json
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.generator import GemmaGenerator
-from gemma_serve.generation import GenerationRequest, SamplingParams
+from gemma_serve.generation import ChatPrompt, GenerationRequest, SamplingParams
 from gemma_serve.messages import ChatMessage, Role, TextPart
 
 
@@ -83,7 +83,7 @@ async def _ttft_served(http: httpx.AsyncClient, model: str, question: str) -> fl
 async def _ttft(generator: GemmaGenerator, question: str) -> float:
     request = GenerationRequest(
         request_id="benchmark",
-        messages=(ChatMessage(Role.USER, (TextPart(question),)),),
+        prompt=ChatPrompt((ChatMessage(Role.USER, (TextPart(question),)),)),
         sampling=SamplingParams(temperature=0, max_tokens=1, ignore_eos=True),
     )
     begin = perf_counter()

@@ -36,6 +36,7 @@ SizeOrZero = Annotated[ByteSize, Field(ge=0)]
 
 _ENGINE = EngineConfig()
 _API = ApiLimits()
+_PRESENTATION = ApiConfig(model_name="")
 
 
 class AppSettings(BaseModel):
@@ -117,6 +118,14 @@ class AppSettings(BaseModel):
     max_body_size: Size = ByteSize(_API.max_body_bytes)
     """Largest HTTP body, such as ``64MiB``; beyond is a 413. The default holds a chat with several
     photos as data URLs."""
+    keep_alive_interval_s: PositiveFloat = _PRESENTATION.keep_alive_interval_s
+    """Seconds that a stream may be silent, as while a long prompt is read, before it gets a
+    comment. Proxies cut connections that are silent for 30 to 60 seconds."""
+    response_store_size: Annotated[ByteSize, Field(ge=0)] = ByteSize(
+        _PRESENTATION.response_store_bytes
+    )
+    """Memory per HTTP front end for the responses that ``previous_response_id`` may name, such as
+    ``64MiB``: thousands of chats of text. 0 stores none."""
     max_images: NonNegativeInt = _API.images.max_images
     """Images per request. One fills 256 prompt tokens, up to five times that when cropped."""
     max_image_size: Size = ByteSize(_API.images.max_bytes)
@@ -230,6 +239,8 @@ class AppSettings(BaseModel):
             api_keys=api_keys,
             cors_allow_origins=self.cors_allow_origins,
             share_prefix_cache=self.share_prefix_cache,
+            keep_alive_interval_s=self.keep_alive_interval_s,
+            response_store_bytes=int(self.response_store_size),
             limits=ApiLimits(max_body_bytes=int(self.max_body_size), images=images),
         )
 

@@ -12,6 +12,9 @@ from gemma_serve.generation import (
     GenerationRequest,
     GenerationStarted,
     ModelDescription,
+    ModelLoad,
+    Prompt,
+    PromptToken,
 )
 
 
@@ -33,6 +36,12 @@ class GemmaDeployment:
 
     async def describe(self) -> ModelDescription:
         return await self._generator.describe()
+
+    async def measure_load(self) -> ModelLoad:
+        return await self._generator.measure_load()
+
+    async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
+        return await self._generator.tokenize(prompt)
 
     async def generate(
         self, request: GenerationRequest

@@ -27,6 +27,9 @@ from gemma_serve.generation import (
     GenerationStarted,
     GenerationStream,
     ModelDescription,
+    ModelLoad,
+    Prompt,
+    PromptToken,
 )
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,8 @@ class RayGenerationClient:
     def __init__(self, gemma: DeploymentHandle[Any], *, admission_timeout_s: float) -> None:
         self._describe = gemma.options(method_name="describe")
         self._check_health = gemma.options(method_name="check_health")
+        self._measure_load = gemma.options(method_name="measure_load")
+        self._tokenize = gemma.options(method_name="tokenize")
         self._generate = gemma.options(method_name="generate", stream=True)
         self._admission_timeout_s = admission_timeout_s
         self._description: ModelDescription | None = None
@@ -56,6 +61,16 @@ class RayGenerationClient:
 
     async def check_health(self) -> None:
         await _ask(self._check_health, HEALTH_TIMEOUT_S)
+
+    async def measure_load(self) -> ModelLoad:
+        load: ModelLoad = await _ask(self._measure_load, HEALTH_TIMEOUT_S)
+        return load
+
+    async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
+        tokens: tuple[PromptToken, ...] = await _ask(
+            self._tokenize, self._admission_timeout_s, prompt
+        )
+        return tokens
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         # stream=True makes it a generator, which its type does not tell.
@@ -71,9 +86,9 @@ class RayGenerationClient:
         return GenerationStream(started, items, items.aclose)
 
 
-async def _ask(method: DeploymentHandle[Any], timeout_s: float) -> Any:
+async def _ask(method: DeploymentHandle[Any], timeout_s: float, *arguments: object) -> Any:
     """What a replica answers. Raises ``UnavailableError`` if none does within ``timeout_s``."""
-    response = method.remote()
+    response = method.remote(*arguments)
     try:
         with _our_errors(admitted=False):
             async with asyncio.timeout(timeout_s):

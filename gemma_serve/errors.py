@@ -61,12 +61,15 @@ class ContextLengthError(InvalidRequestError):
         super().__init__(message, param=param, code=code or "context_length_exceeded")
 
     @classmethod
-    def of(cls, *, prompt_tokens: int, max_model_len: int) -> "ContextLengthError":
+    def of(
+        cls, *, prompt_tokens: int, max_model_len: int, param: str = "messages"
+    ) -> "ContextLengthError":
         """The prompt's ``prompt_tokens`` leave no room for an answer in ``max_model_len``."""
         return cls(
             f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
             f"{prompt_tokens} tokens and at least one more is needed for the answer. "
-            "Please shorten the messages."
+            f"Please shorten the {param}.",
+            param=param,
         )
 
 

@@ -29,7 +29,8 @@ class SamplingParams:
     """
 
     max_tokens: int | None = None
-    """Completion tokens per sequence; ``None``: up to the end of the context."""
+    """Completion tokens per sequence; ``None``: up to the end of the context. 0 computes the prompt
+    and ends."""
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -55,10 +56,56 @@ class SamplingParams:
     """Token ids that end the completion, besides the checkpoint's own."""
     ignore_eos: bool = False
     """Go on past the checkpoint's own stop tokens and strings, as benchmarks want."""
+    min_tokens: int = 0
+    """Nothing but ``max_tokens`` ends the completion before it has so many tokens."""
+    include_stop_str_in_output: bool = False
+    """Whether the stop string that ends the completion is part of it."""
+    skip_special_tokens: bool = True
+    """Whether control tokens write nothing; else they write their names."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """The only ids that may be chosen; ``None``: all."""
+    banned_token_sequences: tuple[tuple[int, ...], ...] = ()
+    """Ids that must not follow each other like this."""
     logprobs: int | None = None
     """Report each token's log-probability and those of so many most probable tokens, 0 to 20;
     ``None``: report none. They are the model's own: before temperature, penalties, biases, limits
     and output constraints."""
+    prompt_logprobs: int | None = None
+    """The same for each token of the prompt but the first. None of it comes from the prefix cache
+    then: it takes the logits of all of it."""
+
+
+TemplateValue = bool | int | float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A chat, which the checkpoint's template turns into text."""
+
+    messages: tuple[ChatMessage, ...]
+    continue_final_message: bool = False
+    """Go on with the assistant's last message instead of opening a new turn."""
+    template_kwargs: tuple[tuple[str, TemplateValue], ...] = ()
+    """Further variables of the template, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Text as the model reads it, control tokens included."""
+
+    text: str
+    add_bos: bool = True
+    """Open with the checkpoint's first token, unless the text does."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids as the model reads them; nothing is added."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +123,7 @@ class GenerationRequest:
     """What one client asked: one prompt, ``n`` sequences."""
 
     request_id: str
-    messages: tuple[ChatMessage, ...]
+    prompt: Prompt
     sampling: SamplingParams
     n: int = 1
     user: str | None = None
@@ -84,6 +131,23 @@ class GenerationRequest:
     cache_salt: str | None = None
     """Only requests of the same salt share what is cached of their prompts."""
     output_constraint: OutputConstraint | None = None
+    bad_words: tuple[str, ...] = ()
+    """Texts whose tokens are to join ``sampling.banned_token_sequences``."""
+    truncate_prompt_tokens: int | None = None
+    """Keep only so many tokens of the prompt's end."""
+    return_prompt: bool = False
+    """Whether ``GenerationStarted`` tells the prompt's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptToken:
+    """One token of a prompt."""
+
+    token_id: int
+    written: bytes
+    """What it writes, as UTF-8; a control token's name."""
+    is_control: bool = False
+    """Whether it is no text, such as the markers of turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +155,8 @@ class GenerationStarted:
     """The request was valid and is admitted; the first token is still to come."""
 
     prompt_tokens: int
+    prompt: tuple[PromptToken, ...] = ()
+    """If the request asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +191,11 @@ class GenerationDelta:
     """All tokens sampled since the last delta, the ending one included."""
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
-    """Prompt tokens that came from the prefix cache; told once, with the first token."""
+    """Prompt tokens that came from the prefix cache; told once, with the first delta."""
     logprobs: tuple[SampledLogprobs, ...] = ()
     """One per token of ``token_ids`` if the request asked for them, else none."""
+    prompt_logprobs: tuple[SampledLogprobs, ...] = ()
+    """Of the prompt's second token to its last: with sequence 0's first delta, if asked for."""
 
     def __add__(self, later: Self) -> "GenerationDelta":
         if later.index != self.index or self.finish_reason is not None:
@@ -137,8 +205,9 @@ class GenerationDelta:
             self.text + later.text,
             self.token_ids + later.token_ids,
             later.finish_reason,
-            self.cached_tokens + later.cached_tokens,
-            self.logprobs + later.logprobs,
+            cached_tokens=self.cached_tokens + later.cached_tokens,
+            logprobs=self.logprobs + later.logprobs,
+            prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
         )
 
 
@@ -189,6 +258,18 @@ class ModelDescription:
     """``None``: the model takes text only."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoad:
+    """How busy a copy of the model is."""
+
+    num_running: int
+    """Sequences that are being computed."""
+    num_waiting: int
+    """Sequences that wait for a place."""
+    cache_usage: float
+    """Share of the memory for keys and values that is taken, 0 to 1."""
+
+
 class GenerationStream:
     """The lists of deltas of one admitted request. Close it to stop the request.
 
@@ -234,6 +315,15 @@ class GenerationClient(Protocol):
 
     async def check_health(self) -> None:
         """Raises ``UnavailableError`` unless the model can answer now. Waits for no loading."""
+
+    async def measure_load(self) -> ModelLoad:
+        """Of one copy of the model, where there are several. Raises ``UnavailableError``."""
+
+    async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
+        """The tokens that the model would read, were there room; images are soft tokens.
+
+        Raises ``InvalidRequestError`` or ``UnavailableError``.
+        """
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         """Admit ``request``; the first token is not awaited.

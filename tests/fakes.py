@@ -11,7 +11,12 @@ from gemma_serve.generation import (
     GenerationStarted,
     GenerationStream,
     ModelDescription,
+    ModelLoad,
+    Prompt,
+    PromptToken,
     SamplingParams,
+    TextPrompt,
+    TokenPrompt,
     VisionInput,
 )
 from gemma_serve.images.loader import ImageLoader
@@ -34,6 +39,7 @@ VISION_MODEL = ModelDescription(
     vision=VisionInput(view_size=2, tokens_per_view=4),
 )
 STARTED = GenerationStarted(prompt_tokens=7)
+LOAD = ModelLoad(num_running=2, num_waiting=1, cache_usage=0.25)
 
 
 def delta(
@@ -77,6 +83,10 @@ class FakeGenerationClient:
         self._generate_error = generate_error
         self._admission = admission
 
+    def play(self, *script: Step) -> None:
+        """Change the script."""
+        self._script = script
+
     async def describe(self) -> ModelDescription:
         if self._describe_error is not None:
             raise self._describe_error
@@ -85,6 +95,16 @@ class FakeGenerationClient:
     async def check_health(self) -> None:
         if self._health_error is not None:
             raise self._health_error
+
+    async def measure_load(self) -> ModelLoad:
+        if self._health_error is not None:
+            raise self._health_error
+        return LOAD
+
+    async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
+        if self._generate_error is not None:
+            raise self._generate_error
+        return tokens_of(prompt)
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         self.requests.append(request)
@@ -97,7 +117,8 @@ class FakeGenerationClient:
             await asyncio.sleep(0)  # a real one waits too, and can be cancelled there
             self.closed.append(request.request_id)
 
-        return GenerationStream(self._started, self._play(), close)
+        prompt = tokens_of(request.prompt) if request.return_prompt else ()
+        return GenerationStream(replace(self._started, prompt=prompt), self._play(), close)
 
     async def _play(self) -> AsyncIterator[Sequence[GenerationDelta]]:
         for step in self._script:
@@ -111,6 +132,19 @@ class FakeGenerationClient:
     async def _wait_for(self, event: asyncio.Event) -> None:
         self.waiting.set()
         await event.wait()
+
+
+def tokens_of(prompt: Prompt) -> tuple[PromptToken, ...]:
+    """A token per byte, whose id it is; a chat is its control token alone."""
+    bos = PromptToken(2, b"<bos>", is_control=True)
+    match prompt:
+        case TokenPrompt(token_ids):
+            return tuple(bos if i == 2 else PromptToken(i, bytes([i % 256])) for i in token_ids)
+        case TextPrompt(text, add_bos):
+            tokens = (PromptToken(i, bytes([i])) for i in text.encode())
+            return (bos, *tokens) if add_bos else tuple(tokens)
+        case _:
+            return (bos,)
 
 
 class FakeImageLoader(ImageLoader):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from gemma_serve.engine.constraint import TokenConstraint
-from gemma_serve.engine.engine import Engine, EngineRequest, StepOutput
+from gemma_serve.engine.engine import Engine, EngineRequest, StepOutput, Vocabulary
 from gemma_serve.engine.mailbox import Mailbox
 from gemma_serve.engine.sequence import PromptInputs
 from gemma_serve.engine.stats import EngineStats
@@ -67,6 +67,11 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         """May be read from any thread; exact only while the engine is idle."""
         return self._engine.stats
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The checkpoint's tokens, which do not change."""
+        return self._engine.vocabulary
 
     def submit(
         self,

@@ -5,17 +5,31 @@ the end. How the stream is cut into pieces never changes the joined result.
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 
 class Detokenizer:
     """The text of one sequence up to its first stop string, without half characters."""
 
-    def __init__(self, token_bytes: Sequence[bytes], stop: tuple[str, ...]) -> None:
-        """``token_bytes``: UTF-8 bytes by token id. ``stop``: texts that end the sequence."""
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes],
+        stop: tuple[str, ...],
+        *,
+        include_stop: bool = False,
+        min_tokens: int = 0,
+        control_token_names: Mapping[int, bytes] = MappingProxyType({}),
+    ) -> None:
+        """``token_bytes``: UTF-8 bytes by token id. ``stop``: texts that end the sequence, but for
+        the first ``min_tokens`` tokens, and are part of its text if ``include_stop``.
+        ``control_token_names``: what tokens write instead of their bytes."""
         self._token_bytes = token_bytes
+        self._control_token_names = control_token_names
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop_strings = StopStringFinder(stop)
+        self._include_stop = include_stop
+        self._num_tokens_before_stop = min_tokens
 
     @property
     def matched_stop(self) -> str | None:
@@ -24,8 +38,12 @@ class Detokenizer:
 
     def append(self, token_ids: Sequence[int]) -> str:
         """What became final: whole characters that can no longer begin a stop string."""
-        text = self._characters.decode(b"".join(self._token_bytes[i] for i in token_ids))
-        return self._stop_strings.feed(text)
+        text = self._characters.decode(b"".join(self._written(i) for i in token_ids))
+        self._num_tokens_before_stop -= len(token_ids)
+        if self._num_tokens_before_stop >= 0:
+            return text
+        text = self._stop_strings.feed(text)
+        return text + self.matched_stop if self._include_stop and self.matched_stop else text
 
     def flush(self) -> str:
         """What was held back, at the end of a sequence that no stop string ended.
@@ -34,6 +52,9 @@ class Detokenizer:
         """
         text = self._stop_strings.feed(self._characters.decode(b"", final=True))
         return text + self._stop_strings.flush()
+
+    def _written(self, token_id: int) -> bytes:
+        return self._control_token_names.get(token_id) or self._token_bytes[token_id]
 
 
 class StopStringFinder:

@@ -1,9 +1,9 @@
 """The step: schedule, run, take the tokens in, hand out text."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final
 
@@ -12,6 +12,7 @@ from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.model_runner import ModelRunner, SampledToken
+from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
 from gemma_serve.engine.sequence import PromptInputs, Sequence
@@ -48,6 +49,8 @@ class Vocabulary:
     """The ids that end a turn."""
     stop_strings: tuple[str, ...] = ()
     """Texts that end a turn of this checkpoint, besides a request's own."""
+    control_token_names: Mapping[int, bytes] = field(default_factory=dict)
+    """UTF-8 names of the ids that are no text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,10 +180,11 @@ class Engine:
     ) -> Sequence:
         sampling, prompt = request.sampling, request.prompt
         num_prompt_tokens = len(prompt.token_ids)
-        max_tokens = sampling.max_tokens or self._max_model_len
+        max_tokens = self._max_model_len if (m := sampling.max_tokens) is None else m
         vocabulary = self._vocabulary
         own_stops = () if sampling.ignore_eos else vocabulary.stop_strings
         own_stop_ids = frozenset() if sampling.ignore_eos else vocabulary.eos_token_ids
+        stop_token_ids = own_stop_ids.union(sampling.stop_token_ids)
         return Sequence(
             request_key=request.key,
             index=index,
@@ -190,14 +194,28 @@ class Engine:
                 seed=SamplingState.derive_seed(sampling.seed, index),
                 prompt_token_ids=prompt.token_ids,
                 constraint=request.constraints[index] if request.constraints else None,
+                ending_token_ids=stop_token_ids,
             ),
-            detokenizer=Detokenizer(vocabulary.token_bytes, (*sampling.stop, *own_stops)),
-            stop_token_ids=own_stop_ids.union(sampling.stop_token_ids),
+            detokenizer=Detokenizer(
+                vocabulary.token_bytes,
+                (*sampling.stop, *own_stops),
+                include_stop=sampling.include_stop_str_in_output,
+                min_tokens=sampling.min_tokens,
+                control_token_names={}
+                if sampling.skip_special_tokens
+                else vocabulary.control_token_names,
+            ),
+            stop_token_ids=stop_token_ids,
             max_total_tokens=min(num_prompt_tokens + max_tokens, self._max_model_len),
             block_table=self._block_manager.new_table(chain and chain.copy()),
             arrival=next(self._arrivals),
             token_ids=list(prompt.token_ids),
             user=request.user,
+            prompt_scores=PromptScores(
+                num_prompt_tokens=num_prompt_tokens, num_top=sampling.prompt_logprobs
+            )
+            if sampling.prompt_logprobs is not None and index == 0
+            else None,
         )
 
     def _take_in(
@@ -207,21 +225,37 @@ class Engine:
         stuck: set[int] = set()
         for scheduled, sampled in zip(batch.sampling, sampled_tokens, strict=True):
             sequence = scheduled.sequence
-            if sampled.token_id is None:
+            delta = self._delta(sequence, sampled)
+            if delta is None:
                 stuck.add(sequence.request_key)
                 continue
-            delta = self._advance(sequence, sampled.token_id, self._logprobs(sampled))
             deltas.setdefault(sequence.request_key, []).append(delta)
             if delta.finish_reason is not None:
                 self._finish(sequence)
         outputs = [StepOutput(key, tuple(of_request)) for key, of_request in deltas.items()]
         return outputs + self._fail(stuck, _NO_TOKEN_POSSIBLE)
 
+    def _delta(self, sequence: Sequence, sampled: SampledToken) -> GenerationDelta | None:
+        """What a step brought for one sequence; ``None``: no token was possible."""
+        is_first = len(sequence.token_ids) == len(sequence.prompt.token_ids)
+        if len(sequence.token_ids) >= sequence.max_total_tokens:  # only the prompt was asked for
+            delta = GenerationDelta(sequence.index, "", (), FinishReason.LENGTH)
+        elif sampled.token_id is None:
+            return None
+        else:
+            delta = self._advance(sequence, sampled.token_id, self._logprobs(sampled))
+        if not is_first:
+            return delta
+        return replace(
+            delta,
+            cached_tokens=sequence.num_cached_tokens,
+            prompt_logprobs=self._take_prompt_logprobs(sequence),
+        )
+
     def _advance(
-        self, sequence: Sequence, token_id: int, logprobs: tuple[SampledLogprobs, ...] = ()
+        self, sequence: Sequence, token_id: int, logprobs: tuple[SampledLogprobs, ...]
     ) -> GenerationDelta:
         """Append a sampled token and say what became final by it."""
-        is_first = len(sequence.token_ids) == len(sequence.prompt.token_ids)
         sequence.token_ids.append(token_id)
         sequence.sampling_state.append(token_id)
         finish_reason = None
@@ -235,14 +269,7 @@ class Engine:
                 text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.STOP
             elif len(sequence.token_ids) >= sequence.max_total_tokens:
                 text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.LENGTH
-        return GenerationDelta(
-            sequence.index,
-            text,
-            (token_id,),
-            finish_reason,
-            cached_tokens=sequence.num_cached_tokens if is_first else 0,
-            logprobs=logprobs,
-        )
+        return GenerationDelta(sequence.index, text, (token_id,), finish_reason, logprobs=logprobs)
 
     def _logprobs(self, sampled: SampledToken) -> tuple[SampledLogprobs, ...]:
         """Of one token; nothing if they were not asked for."""
@@ -251,6 +278,20 @@ class Engine:
         token_bytes = self._vocabulary.token_bytes
         chosen, *top = (TokenLogprob(i, logprob, token_bytes[i]) for i, logprob in sampled.logprobs)
         return (SampledLogprobs(chosen, tuple(top)),)
+
+    def _take_prompt_logprobs(self, sequence: Sequence) -> tuple[SampledLogprobs, ...]:
+        """Of the whole prompt but its first token; nothing if they were not asked for."""
+        if sequence.prompt_scores is None:
+            return ()
+        texts, scores = self._vocabulary.token_bytes, sequence.prompt_scores.scores
+        sequence.prompt_scores = None
+        return tuple(
+            SampledLogprobs(
+                TokenLogprob(token_id, score.logprob, texts[token_id]),
+                tuple(TokenLogprob(i, logprob, texts[i]) for i, logprob in score.top),
+            )
+            for token_id, score in zip(sequence.prompt.token_ids[1:], scores, strict=True)
+        )
 
     def _finish(self, sequence: Sequence) -> None:
         self._scheduler.remove((sequence,))

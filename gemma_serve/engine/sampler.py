@@ -14,6 +14,7 @@ from gemma_serve.engine.constraint import MaskThreads, PendingMasks
 from gemma_serve.engine.model_runner import SampledToken
 from gemma_serve.engine.sampler_logprobs import RowLogprobs
 from gemma_serve.engine.sampler_masks import MaskApplier
+from gemma_serve.engine.sampler_restrictions import restrict
 from gemma_serve.engine.sampler_rows import (
     in_slices,
     most_probable,
@@ -156,6 +157,7 @@ class Sampler:
         self._mask_applier.apply(
             logits, {row: mask for row, mask in allowed.items() if mask is not None}
         )
+        restrict(logits, states)
         chosen = self._choose_all(logits, states)
         for row, mask in allowed.items():
             if mask is None:

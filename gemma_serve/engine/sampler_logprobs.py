@@ -10,7 +10,7 @@ from torch import Tensor
 from gemma_serve.engine.sampler_rows import most_probable, rows_per_pass
 from gemma_serve.engine.sampling_state import SamplingState
 
-_LOGPROB_OF_NEVER: Final = -9999.0
+LOGPROB_OF_NEVER: Final = -9999.0
 """Stands for minus infinity, which JSON cannot say; the value is OpenAI's."""
 
 TokenLogprobs = tuple[tuple[int, float], ...]
@@ -59,8 +59,8 @@ class RowLogprobs:
         chosen_ids = torch.tensor([token_ids[row] for row in rows]).to(logits.device)
         chosen = logits[rows].gather(1, chosen_ids.unsqueeze(1))  # [num_rows, 1]
         logprobs = torch.cat((chosen, self.top_logits), dim=1).double() - self.log_totals
-        logprobs = logprobs.nan_to_num(nan=_LOGPROB_OF_NEVER, neginf=_LOGPROB_OF_NEVER)
-        logprobs = logprobs.clamp(min=_LOGPROB_OF_NEVER, max=0.0)
+        logprobs = logprobs.nan_to_num(nan=LOGPROB_OF_NEVER, neginf=LOGPROB_OF_NEVER)
+        logprobs = logprobs.clamp(min=LOGPROB_OF_NEVER, max=0.0)
         reported_ids = torch.cat((chosen_ids.unsqueeze(1), self.top_ids), dim=1)
         return {
             row: tuple(zip(ids[: 1 + count], values[: 1 + count], strict=True))

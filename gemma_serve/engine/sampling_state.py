@@ -3,11 +3,12 @@
 import math
 import secrets
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from gemma_serve.engine.constraint import TokenConstraint
+from gemma_serve.engine.restrictions import Restrictions
 from gemma_serve.generation import SamplingParams
 
 _BAN_BIAS = -100.0
@@ -62,7 +63,11 @@ class SamplingState:
         seed: int,
         prompt_token_ids: Sequence[int],
         constraint: TokenConstraint | None = None,
+        ending_token_ids: Collection[int] = (),
     ) -> None:
+        """``ending_token_ids``: those that would end the sequence."""
+        self.restrictions = Restrictions.of(sampling, ending_token_ids)
+        """``None``: the client allows every token."""
         self.sampling = sampling
         self.constraint = constraint
         """``None``: any text will do."""
@@ -89,6 +94,8 @@ class SamplingState:
         self.num_completion_tokens += 1
         if self.constraint is not None:
             self.constraint.accept(token_id)
+        if self.restrictions is not None:
+            self.restrictions.append(token_id)
         if self.adjustments is not None and self._has_penalties:
             self.adjustments.add_completion_token(token_id)
 

@@ -128,7 +128,7 @@ class Scheduler:
             if sequence is None:
                 return
             prefix = self._block_manager.find_prefix(
-                sequence.block_table, len(sequence.token_ids) - 1
+                sequence.block_table, sequence.num_reusable_tokens
             )
             if self._is_being_computed(sequence, prefix):
                 expectant.append(sequence)
@@ -151,7 +151,7 @@ class Scheduler:
         if chain is None:
             return False
         block_size = self._block_manager.block_size
-        num_wanted = min(prefix.num_matched + 1, (len(sequence.token_ids) - 1) // block_size)
+        num_wanted = min(prefix.num_matched + 1, sequence.num_reusable_tokens // block_size)
         for other in self._running:
             first = max(prefix.num_blocks, other.num_computed_tokens // block_size)
             other_chain = other.block_table.chain

@@ -5,6 +5,7 @@ from hashlib import blake2b
 
 from gemma_serve.engine.block_manager import BlockTable
 from gemma_serve.engine.detokenizer import Detokenizer
+from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.sampling_state import SamplingState
 
 
@@ -63,6 +64,15 @@ class Sequence:
     """Smaller was started earlier, is served first and preempted last; ``None`` until then."""
     num_cached_tokens: int = 0
     """Prompt tokens that were in the cache when the sequence was started."""
+    prompt_scores: PromptScores | None = None
+    """If they are asked for and not yet handed out."""
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """Leading tokens that the cache may hold already: the logits of none of them are needed."""
+        if self.prompt_scores is not None:
+            return len(self.prompt_scores.scores)
+        return len(self.token_ids) - 1
 
     @property
     def num_uncomputed_tokens(self) -> int:

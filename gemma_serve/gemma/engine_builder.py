@@ -18,7 +18,7 @@ from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.gemma.model_runner import GemmaModelRunner
 from gemma_serve.gemma.out_of_memory import memory_errors
-from gemma_serve.gemma.token_bytes import token_bytes
+from gemma_serve.gemma.token_bytes import control_token_names, token_bytes
 
 
 def build_engine(
@@ -67,6 +67,7 @@ def build_engine(
             token_bytes=token_bytes(gemma.tokenizer, vocab_size),
             eos_token_ids=gemma.eos_token_ids,
             stop_strings=gemma.stop_strings,
+            control_token_names=control_token_names(gemma.tokenizer),
         ),
         max_model_len=longest,
         enable_prefix_cache=config.enable_prefix_cache,

@@ -1,6 +1,8 @@
 """A loaded Gemma 3 behind the ``GenerationClient`` protocol, in this process."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Self
 
 from gemma_serve.engine.async_engine import AsyncEngine
@@ -12,7 +14,14 @@ from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.engine_builder import build_engine, max_model_len
 from gemma_serve.gemma.loading import LoadedGemma, load_gemma
 from gemma_serve.gemma.prompt import PromptBuilder
-from gemma_serve.generation import GenerationRequest, GenerationStream, ModelDescription
+from gemma_serve.generation import (
+    GenerationRequest,
+    GenerationStream,
+    ModelDescription,
+    ModelLoad,
+    Prompt,
+    PromptToken,
+)
 from gemma_serve.structured_output.compiler import ConstraintCompiler
 
 
@@ -77,22 +86,53 @@ class GemmaGenerator:
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         """As ``GenerationClient.generate``. What takes time before admission runs on threads."""
-        prompt = await asyncio.to_thread(self._prompt_builder.build, request.messages)
-        constraints = await self._constraints(request)
-        return self._engine.submit(
+        prompt = await asyncio.to_thread(
+            self._prompt_builder.build, request.prompt, truncate_to=request.truncate_prompt_tokens
+        )
+        sampling = request.sampling
+        if request.bad_words:
+            banned = self._prompt_builder.banned_token_sequences(request.bad_words)
+            sampling = replace(sampling, banned_token_sequences=banned)
+        stream = self._engine.submit(
             request.request_id,
             prompt,
-            request.sampling,
+            sampling,
             request.n,
             user=request.user,
             cache_salt=request.cache_salt,
-            constraints=constraints,
+            constraints=await self._constraints(request),
         )
+        if request.return_prompt:
+            tokens = self._describe_tokens(prompt.token_ids)
+            stream.started = replace(stream.started, prompt=tokens)
+        return stream
 
     async def _constraints(self, request: GenerationRequest) -> tuple[TokenConstraint, ...]:
         if request.output_constraint is None:
             return ()
         return await self._constraint_compiler.constraints(request.output_constraint, request.n)
+
+    async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
+        """As ``GenerationClient.tokenize``."""
+        inputs = await asyncio.to_thread(self._prompt_builder.read, prompt)
+        return self._describe_tokens(inputs.token_ids)
+
+    async def measure_load(self) -> ModelLoad:
+        """As ``GenerationClient.measure_load``."""
+        stats = self._engine.stats
+        return ModelLoad(
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            cache_usage=1 - stats.num_free_blocks / stats.num_blocks,
+        )
+
+    def _describe_tokens(self, token_ids: Sequence[int]) -> tuple[PromptToken, ...]:
+        vocabulary = self._engine.vocabulary
+        names, texts = vocabulary.control_token_names, vocabulary.token_bytes
+        return tuple(
+            PromptToken(i, names[i], is_control=True) if i in names else PromptToken(i, texts[i])
+            for i in token_ids
+        )
 
     async def check_health(self) -> None:
         """As ``GenerationClient.check_health``."""

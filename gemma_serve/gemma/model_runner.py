@@ -17,6 +17,7 @@ from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.kv_cache import KVCache
 from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.gemma.out_of_memory import memory_errors
+from gemma_serve.gemma.prompt_scoring import score_prompts
 from gemma_serve.gemma.vision import VisionEncoder
 
 
@@ -58,6 +59,7 @@ class GemmaModelRunner:
         states = [s.sequence.sampling_state for s in batch.sampling]
         masks = self._sampler.start_masks(states)
         hidden_states = self._forward(batch)
+        score_prompts(batch, hidden_states, self._decoder)
         if not batch.sampling:
             return []
         # A list as index would be copied to the device only after all of the step has run there.

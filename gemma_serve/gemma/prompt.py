@@ -1,23 +1,42 @@
-"""Chat messages to the token ids and image spans that the model reads."""
+"""Prompts of every kind to the token ids and image spans that the model reads."""
 
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs
 from gemma_serve.errors import ContextLengthError, InvalidRequestError
+from gemma_serve.gemma.bad_words import banned_token_sequences
 from gemma_serve.gemma.history import Turn, fit_history
 from gemma_serve.gemma.rendering import START_OF_IMAGE, ChatRenderer, Segment
-from gemma_serve.generation import VisionInput
+from gemma_serve.gemma.truncation import truncate
+from gemma_serve.generation import (
+    ChatPrompt,
+    Prompt,
+    TemplateValue,
+    TextPrompt,
+    TokenPrompt,
+    VisionInput,
+)
 from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart
 
 _END_OF_IMAGE: Final = "<end_of_image>"
 
 _UNTRAINED_TOKEN = re.compile(r"<unused[0-9]+>|\[multimodal\]")
 """Gemma's reserved tokens, which its tokenizers do not always mark as special."""
+
+_NUM_CONTEXTS_READ: Final = 4
+"""How far a prompt that will be truncated may exceed the context: all of it is tokenized."""
+
+_RESERVED_VARIABLES: Final = frozenset(
+    ["messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters]
+)
+"""What the renderer gives the template itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +68,60 @@ class PromptBuilder:
         self._max_token_length = max(len(token) for token in tokenizer.get_vocab())
         self._control_tokens_per_turn = self._count_control_tokens_per_turn()
 
-    def build(self, messages: Sequence[ChatMessage]) -> PromptInputs:
-        """The prompt of any legal history; a trailing assistant message is continued.
+    def build(self, prompt: Prompt, *, truncate_to: int | None = None) -> PromptInputs:
+        """What the model reads. ``truncate_to``: keep only so many tokens of the end.
 
         Raises ``InvalidRequestError`` for an image that the model cannot see and for text that is
         not Unicode, ``ContextLengthError`` for a prompt that leaves no room for an answer.
         """
+        inputs = self.read(prompt, num_contexts=1 if truncate_to is None else _NUM_CONTEXTS_READ)
+        if truncate_to is not None:
+            inputs = truncate(inputs, truncate_to)
+        if len(inputs.token_ids) >= self._max_model_len:
+            raise ContextLengthError.of(
+                prompt_tokens=len(inputs.token_ids),
+                max_model_len=self._max_model_len,
+                param="messages" if isinstance(prompt, ChatPrompt) else "prompt",
+            )
+        return inputs
+
+    def read(self, prompt: Prompt, *, num_contexts: int = _NUM_CONTEXTS_READ) -> PromptInputs:
+        """What the model would read, were there room. Raises as ``build`` does.
+
+        ``num_contexts``: how many contexts of text are worth the work.
+        """
+        limit = self._max_model_len * num_contexts
+        match prompt:
+            case ChatPrompt():
+                return self._chat(prompt, limit)
+            case TextPrompt():
+                return PromptInputs(self._text_token_ids(prompt, limit))
+            case TokenPrompt(token_ids):
+                return PromptInputs(token_ids)
+
+    def banned_token_sequences(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """As ``gemma.bad_words``."""
+        return banned_token_sequences(self._tokenizer, words)
+
+    def _text_token_ids(self, prompt: TextPrompt, limit: int) -> tuple[int, ...]:
+        """The text as the tokenizer reads it: control tokens in it are meant."""
+        text = prompt.text
+        self._refuse_if_too_long(len(text) // self._max_token_length, limit, param="prompt")
+        bos_token: str | None = self._tokenizer.bos_token
+        if prompt.add_bos and bos_token is not None and not text.startswith(bos_token):
+            text = bos_token + text
+        if not text:
+            raise InvalidRequestError("The prompt has no tokens.", param="prompt")
+        return tuple(self._token_ids([text]))
+
+    def _chat(self, prompt: ChatPrompt, limit: int) -> PromptInputs:
+        """The prompt of any legal history."""
+        messages = prompt.messages
         self._check_images(messages)
-        self._refuse_if_too_many(messages)
+        self._refuse_if_too_many(messages, limit)
         turns = fit_history(messages)
-        self._refuse_if_too_long(self._min_num_tokens(turns))
-        segments = self._with_bos(self._renderer.render(turns))
+        self._refuse_if_too_long(self._min_num_tokens(turns), limit)
+        segments = self._with_bos(self._render(turns, prompt))
         runs: list[list[Segment]] = [[]]  # of text, each but the last followed by a view
         views: list[_View] = []
         for item in self._with_images(segments, turns):
@@ -70,8 +132,32 @@ class PromptBuilder:
                 runs[-1].append(item)
         pieces = [self._pieces(run) for run in runs]
         num_image_tokens = len(views) * self._tokens_per_view
-        self._refuse_if_too_long(num_image_tokens + sum(map(len, pieces)) - len(pieces))
+        self._refuse_if_too_long(num_image_tokens + sum(map(len, pieces)) - len(pieces), limit)
         return self._tokenize(pieces, views)
+
+    def _render(self, turns: Sequence[Turn], prompt: ChatPrompt) -> list[Segment]:
+        variables = dict(prompt.template_kwargs)
+        for name, value in variables.items():
+            self._check_template_variable(name, value)
+        try:
+            return self._renderer.render(
+                turns, continue_final_turn=prompt.continue_final_message, variables=variables
+            )
+        except TemplateError as error:
+            if not variables:
+                raise
+            raise InvalidRequestError(
+                f"The model's chat template does not take these chat_template_kwargs: {error}",
+                param="chat_template_kwargs",
+            ) from None
+
+    def _check_template_variable(self, name: str, value: TemplateValue) -> None:
+        """Refuse what would take over the template's own work, or write its control tokens."""
+        param = f"chat_template_kwargs.{name}"
+        if name in _RESERVED_VARIABLES or name in self._tokenizer.special_tokens_map:
+            raise InvalidRequestError(f"{param} is the server's to set; leave it out", param=param)
+        if isinstance(value, str) and self._control_tokens.search(value):
+            raise InvalidRequestError(f"{param} must not hold control tokens", param=param)
 
     def _check_images(self, messages: Sequence[ChatMessage]) -> None:
         if self._sees_images:
@@ -83,10 +169,10 @@ class PromptBuilder:
                     param=f"messages[{index}].content",
                 )
 
-    def _refuse_if_too_many(self, messages: Sequence[ChatMessage]) -> None:
+    def _refuse_if_too_many(self, messages: Sequence[ChatMessage], limit: int) -> None:
         """Fitting takes 5 microseconds a part, and parts of less than a token are no chat."""
         num_parts = sum(max(1, len(m.parts) + len(m.tool_calls)) for m in messages)
-        if num_parts >= self._max_model_len:
+        if num_parts >= limit:
             raise ContextLengthError(
                 f"This model's maximum context length is {self._max_model_len} tokens, but the "
                 f"messages have {num_parts} parts. Please shorten the messages."
@@ -177,21 +263,18 @@ class PromptBuilder:
             spans.append(ImageSpan(len(token_ids), tokens_per_view, view.pixels))
             token_ids += [self._image_token_id] * tokens_per_view
             token_ids += self._token_ids(run)
-        if len(token_ids) >= self._max_model_len:
-            raise ContextLengthError.of(
-                prompt_tokens=len(token_ids), max_model_len=self._max_model_len
-            )
         return PromptInputs(tuple(token_ids), tuple(spans))
 
-    def _refuse_if_too_long(self, num_tokens: int) -> None:
+    def _refuse_if_too_long(self, num_tokens: int, limit: int, param: str = "messages") -> None:
         """Refuse by a lower bound before the work that takes long.
 
         Rendering takes 50 microseconds a turn, tokenizing about a second per megabyte.
         """
-        if num_tokens >= self._max_model_len:
+        if num_tokens >= limit:
             raise ContextLengthError(
                 f"This model's maximum context length is {self._max_model_len} tokens, but the "
-                f"prompt has at least {num_tokens} tokens. Please shorten the messages."
+                f"prompt has at least {num_tokens} tokens. Please shorten the {param}.",
+                param=param,
             )
 
     def _token_ids(self, pieces: Sequence[str]) -> list[int]:

@@ -6,8 +6,9 @@ can forge what the template writes, and a text of megabytes costs nothing here.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 from jinja2 import TemplateError
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gemma_serve.errors import CheckpointError
 from gemma_serve.gemma.history import Turn
+from gemma_serve.generation import TemplateValue
 from gemma_serve.messages import ImagePart, Role
 
 START_OF_IMAGE: Final = "<start_of_image>"
@@ -45,16 +47,24 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._takes_parts = self._understands_parts()
 
-    def render(self, turns: Sequence[Turn]) -> list[Segment]:
+    def render(
+        self,
+        turns: Sequence[Turn],
+        *,
+        continue_final_turn: bool = True,
+        variables: Mapping[str, TemplateValue] = MappingProxyType({}),
+    ) -> list[Segment]:
         """The whole prompt: up to where the model answers, or goes on with its last turn.
 
-        The first segment is the template's. An image is ``START_OF_IMAGE`` in the template's text.
+        ``continue_final_turn``: go on with it if it is the assistant's. ``variables``: further ones
+        for the template to read. The first segment is the template's. An image is
+        ``START_OF_IMAGE`` in the template's text.
         """
-        goes_on = turns[-1].role is Role.ASSISTANT
+        goes_on = continue_final_turn and turns[-1].role is Role.ASSISTANT
         texts: list[str] = []
         chat = [self._message(turn, texts) for turn in turns[:-1]]
         chat.append(self._message(turns[-1], texts, keep_edges=goes_on))
-        rendered = self._apply(chat, goes_on=goes_on)
+        rendered = self._apply(chat, goes_on=goes_on, variables=variables)
         return list(_segments(rendered, texts))
 
     def _message(
@@ -78,12 +88,19 @@ class ChatRenderer:
             ],
         }
 
-    def _apply(self, chat: Sequence[dict[str, object]], *, goes_on: bool) -> str:
+    def _apply(
+        self,
+        chat: Sequence[dict[str, object]],
+        *,
+        goes_on: bool,
+        variables: Mapping[str, TemplateValue] = MappingProxyType({}),
+    ) -> str:
         rendered: str = self._tokenizer.apply_chat_template(
             list(chat),
             tokenize=False,
             add_generation_prompt=not goes_on,
             continue_final_message=goes_on,
+            **variables,
         )
         return rendered
 

@@ -10,13 +10,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse, PlainTextResponse
 
 from gemma_serve import __version__
-from gemma_serve.errors import GemmaServeError
+from gemma_serve.errors import GemmaServeError, UnavailableError
 from gemma_serve.generation import GenerationClient
 from gemma_serve.images.loader import ImageLoader
-from gemma_serve.openai_api.chat_completions import ChatCompletions, check_model
+from gemma_serve.openai_api.chat_completions import ChatCompletions
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.completion_schemas import CompletionRequest
+from gemma_serve.openai_api.completions import Completions
 from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.disconnects import CancelOnDisconnect
 from gemma_serve.openai_api.error_responses import (
@@ -25,25 +28,40 @@ from gemma_serve.openai_api.error_responses import (
     handle_validation_error,
 )
 from gemma_serve.openai_api.json_bodies import JsonBodyRoute
-from gemma_serve.openai_api.middleware import ApiKeyCheck, BodyLimit, RequestContext
+from gemma_serve.openai_api.metrics.exposition import CONTENT_TYPE, document
+from gemma_serve.openai_api.metrics.measured_client import MeasuredClient
+from gemma_serve.openai_api.metrics.server_metrics import ServerMetrics
+from gemma_serve.openai_api.middleware import ApiKeyCheck, BodyLimit, CountRequests, RequestContext
+from gemma_serve.openai_api.reference_page import reference_page
 from gemma_serve.openai_api.response_schemas import (
     ChatCompletion,
     ChatCompletionChunk,
+    Completion,
     ErrorResponse,
     Model,
     ModelList,
     Status,
+    Version,
+)
+from gemma_serve.openai_api.responses.endpoint import Responses
+from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
+from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, ResponseEvent
+from gemma_serve.openai_api.responses.response_schemas import Response as ResponseObject
+from gemma_serve.openai_api.responses.store import ResponseStore
+from gemma_serve.openai_api.served_model import check_model
+from gemma_serve.openai_api.stream_schemas import documented_stream
+from gemma_serve.openai_api.tokenization import (
+    Detokenized,
+    DetokenizeRequest,
+    Tokenization,
+    Tokenized,
+    TokenizeRequest,
 )
 
 # FastAPI's own type for this holds Any. "4XX" also keeps it from documenting a 422.
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {"model": ErrorResponse, "description": "The request is at fault."},
     "5XX": {"model": ErrorResponse, "description": "The server is at fault, or not ready."},
-}
-# Its "$id" makes the chunk's schema a document of its own, in which its "$defs" are found.
-_CHUNK_SCHEMA: Final = {"$id": "chat.completion.chunk", **ChatCompletionChunk.model_json_schema()}
-_STREAM: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"text/event-stream": {"schema": _CHUNK_SCHEMA}}}
 }
 
 
@@ -55,6 +73,8 @@ def build_app(
     The application closes ``image_loader`` when it shuts down.
     """
     loader = image_loader or ImageLoader(config.limits.images)
+    metrics = ServerMetrics()
+    client = MeasuredClient(client, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,32 +85,42 @@ def build_app(
         title="gemma-serve",
         version=__version__,
         lifespan=lifespan,
-        middleware=_middleware(config),
+        middleware=_middleware(config, metrics),
         exception_handlers={
             GemmaServeError: handle_error,
             RequestValidationError: handle_validation_error,
             HTTPException: handle_http_exception,
         },
         redirect_slashes=False,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from elsewhere; ours does not
         redoc_url=None,
     )
     app.router.route_class = JsonBodyRoute
     _add_chat_routes(app, ChatCompletions(client, config, loader))
+    _add_completion_routes(app, Completions(client, config))
+    store = ResponseStore(config.response_store_bytes)
+    _add_response_routes(app, Responses(client, config, loader, store))
     _add_model_routes(app, client, config)
+    _add_tokenization_routes(app, Tokenization(client, config, loader))
     _add_status_routes(app, client)
+    _add_metrics_route(app, client, metrics)
+    _add_reference_route(app)
     return app
 
 
-def _middleware(config: ApiConfig) -> list[Middleware]:
+def _middleware(config: ApiConfig, metrics: ServerMetrics) -> list[Middleware]:
     """Outermost first: every answer, an error of a later one too, passes the earlier ones."""
-    middleware = [Middleware(RequestContext), Middleware(CancelOnDisconnect)]
+    middleware = [
+        Middleware(RequestContext),
+        Middleware(CountRequests, metrics=metrics),
+        Middleware(CancelOnDisconnect),
+    ]
     if config.cors_allow_origins:
         middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=config.cors_allow_origins,
-                allow_methods=("GET", "POST"),
+                allow_methods=("GET", "POST", "DELETE"),
                 allow_headers=("*",),
                 expose_headers=("x-request-id", "openai-processing-ms", "retry-after"),
             )
@@ -106,14 +136,47 @@ def _middleware(config: ApiConfig) -> list[Middleware]:
     return middleware
 
 
+def _api_key_id(request: Request) -> str | None:
+    """What ``ApiKeyCheck`` calls the request's key, if keys are asked for."""
+    return getattr(request.state, "api_key_id", None)
+
+
 def _add_chat_routes(app: FastAPI, chat_completions: ChatCompletions) -> None:
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS | _STREAM)
+    responses = _ERRORS | documented_stream(ChatCompletionChunk, ErrorResponse, ends_with_done=True)
+
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=responses)
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         return await chat_completions.create(
-            body,
-            request_id=request.state.request_id,
-            api_key_id=getattr(request.state, "api_key_id", None),
+            body, request_id=request.state.request_id, api_key_id=_api_key_id(request)
         )
+
+
+def _add_completion_routes(app: FastAPI, completions: Completions) -> None:
+    responses = _ERRORS | documented_stream(Completion, ErrorResponse, ends_with_done=True)
+
+    @app.post("/v1/completions", response_model=Completion, responses=responses)
+    async def create_completion(body: CompletionRequest, request: Request) -> Response:
+        return await completions.create(
+            body, request_id=request.state.request_id, api_key_id=_api_key_id(request)
+        )
+
+
+def _add_response_routes(app: FastAPI, responses: Responses) -> None:
+    stream = _ERRORS | documented_stream(ResponseEvent)
+
+    @app.post("/v1/responses", response_model=ResponseObject, responses=stream)
+    async def create_response(body: ResponseRequest, request: Request) -> Response:
+        return await responses.create(
+            body, request_id=request.state.request_id, api_key_id=_api_key_id(request)
+        )
+
+    @app.get("/v1/responses/{response_id}", responses=_ERRORS)
+    async def retrieve_response(response_id: str) -> ResponseObject:
+        return responses.retrieve(response_id)
+
+    @app.delete("/v1/responses/{response_id}", responses=_ERRORS)
+    async def delete_response(response_id: str) -> DeletedResponse:
+        return responses.delete(response_id)
 
 
 def _add_model_routes(app: FastAPI, client: GenerationClient, config: ApiConfig) -> None:
@@ -139,6 +202,16 @@ def _add_model_routes(app: FastAPI, client: GenerationClient, config: ApiConfig)
         return await served_model()
 
 
+def _add_tokenization_routes(app: FastAPI, tokenization: Tokenization) -> None:
+    @app.post("/tokenize", responses=_ERRORS)
+    async def tokenize(body: TokenizeRequest) -> Tokenized:
+        return await tokenization.tokenize(body)
+
+    @app.post("/detokenize", responses=_ERRORS)
+    async def detokenize(body: DetokenizeRequest) -> Detokenized:
+        return await tokenization.detokenize(body)
+
+
 def _add_status_routes(app: FastAPI, client: GenerationClient) -> None:
     @app.head("/health", include_in_schema=False)
     @app.get("/health", responses=_ERRORS)
@@ -150,3 +223,23 @@ def _add_status_routes(app: FastAPI, client: GenerationClient) -> None:
     @app.get("/", include_in_schema=False)
     async def greet() -> Status:
         return Status()
+
+    @app.get("/version", responses=_ERRORS)
+    async def tell_version() -> Version:
+        return Version(version=__version__)
+
+
+def _add_metrics_route(app: FastAPI, client: GenerationClient, metrics: ServerMetrics) -> None:
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS)
+    async def show_metrics() -> Response:
+        try:
+            load = await client.measure_load()
+        except UnavailableError:
+            load = None
+        return Response(document(metrics.lines(load)), media_type=CONTENT_TYPE)
+
+
+def _add_reference_route(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def show_reference() -> HTMLResponse:
+        return HTMLResponse(reference_page(app.openapi()))

@@ -3,22 +3,20 @@
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from gemma_serve.errors import NotFoundError, OutputConstraintError
-from gemma_serve.generation import GenerationClient, GenerationRequest, GenerationStream
+from gemma_serve.generation import GenerationClient
 from gemma_serve.images.loader import ImageLoader
+from gemma_serve.openai_api.admission import admit
+from gemma_serve.openai_api.answers import Answer
 from gemma_serve.openai_api.chat_requests import build_generation_request
-from gemma_serve.openai_api.chat_responses import ChatCompletionBuilder, ChunkPayload
+from gemma_serve.openai_api.chat_responses import ChatCompletionBuilder
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.config import ApiConfig
-from gemma_serve.openai_api.disconnects import finish_despite_cancellation
-from gemma_serve.openai_api.error_responses import error_body, log_failure
-from gemma_serve.openai_api.sse import DONE, EventStreamResponse, encode_event
-from gemma_serve.openai_api.structured_outputs import constraining_field
+from gemma_serve.openai_api.requesters import Requester
+from gemma_serve.openai_api.served_model import check_model
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ class ChatCompletions:
     ) -> Response:
         """Admit the request and answer it; ``request_id`` is what logs call it, here and there.
 
-        ``api_key_id``: as ``build_generation_request`` takes it.
+        ``api_key_id``: as ``Requester.of`` takes it.
         Raises whatever keeps the request from being admitted, so that it becomes a real status.
         """
         if body.model_extra and logger.isEnabledFor(logging.DEBUG):
@@ -48,11 +46,14 @@ class ChatCompletions:
             description=await self.client.describe(),
             image_loader=self.image_loader,
             image_limits=self.config.limits.images,
-            api_key_id=api_key_id,
-            share_prefix_cache=self.config.share_prefix_cache,
+            requester=Requester.of(
+                body,
+                api_key_id=api_key_id,
+                share_prefix_cache=self.config.share_prefix_cache,
+            ),
         )
-        stream = await self._admit(request, body)
-        answer = _Answer(
+        stream = await admit(self.client, request, body)
+        answer = Answer(
             request_id,
             stream,
             ChatCompletionBuilder(
@@ -61,87 +62,11 @@ class ChatCompletions:
                 model=self.config.model_name,
                 n=request.n,
                 started=stream.started,
-                stream_usage=_wants_usage(body),
+                stream_usage=body.wants_usage,
                 logprobs=request.sampling.logprobs is not None,
+                return_token_ids=bool(body.return_token_ids),
             ),
         )
         if body.stream:
-            return EventStreamResponse(answer.events(), stream.aclose)
+            return answer.streamed(self.config.keep_alive_interval_s)
         return await answer.whole()
-
-    async def _admit(
-        self, request: GenerationRequest, body: ChatCompletionRequest
-    ) -> GenerationStream:
-        """What the model cannot enforce is an error of the field that asked for it."""
-        try:
-            return await self.client.generate(request)
-        except OutputConstraintError as error:
-            field = constraining_field(body)
-            raise (error if field is None else error.under(field.path)) from None
-
-
-def check_model(name: str, config: ApiConfig) -> None:
-    """Raise ``NotFoundError`` unless ``name`` is the served model."""
-    if name != config.model_name:
-        raise NotFoundError(
-            f"The model {name[:128]!r} does not exist; this server has {config.model_name!r}",
-            param="model",
-            code="model_not_found",
-        )
-
-
-def _wants_usage(body: ChatCompletionRequest) -> bool:
-    return body.stream_options is not None and body.stream_options.include_usage is True
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """An admitted request on its way to the client."""
-
-    request_id: str
-    stream: GenerationStream
-    builder: ChatCompletionBuilder
-
-    async def whole(self) -> Response:
-        try:
-            async for deltas in self.stream:
-                self.builder.add(deltas)
-        finally:
-            await finish_despite_cancellation(self.stream.aclose())
-        completion = self.builder.completion()
-        self._log_finished()
-        return Response(completion.model_dump_json(), media_type="application/json")
-
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The events of each engine step as one piece: over Ray, pieces cost more than bytes."""
-        builder = self.builder
-        try:
-            yield _encode(builder.role_chunks())
-            async for deltas in self.stream:
-                if events := _encode(builder.delta_chunks(builder.add(deltas))):
-                    yield events
-            builder.require_finished()
-            yield _encode(builder.usage_chunks()) + DONE
-        except Exception as error:
-            # The status is out already. An event is the only way left to say that it went wrong.
-            log_failure(error, self.request_id)
-            yield encode_event(error_body(error).model_dump()) + DONE
-        else:
-            self._log_finished()
-
-    def _log_finished(self) -> None:
-        usage = self.builder.usage
-        logger.info(
-            "finished request_id=%s completion_id=%s reasons=%s prompt_tokens=%d "
-            "cached_tokens=%d completion_tokens=%d",
-            self.request_id,
-            self.builder.completion_id,
-            ",".join(reason or "none" for reason in self.builder.finish_reasons),
-            usage.prompt_tokens,
-            usage.cached_tokens,
-            usage.completion_tokens,
-        )
-
-
-def _encode(chunks: Iterable[ChunkPayload]) -> bytes:
-    return b"".join(map(encode_event, chunks))

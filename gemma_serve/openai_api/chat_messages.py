@@ -147,5 +147,6 @@ def check_num_parts(messages: object) -> object:
 def _num_parts(message: object) -> int:
     if not isinstance(message, dict):
         return 0
-    values = (message.get("content"), message.get("tool_calls"))
+    # "output" holds the parts of a function's result among the items of a response request.
+    values = (message.get(name) for name in ("content", "tool_calls", "output"))
     return sum(len(value) for value in values if isinstance(value, list))

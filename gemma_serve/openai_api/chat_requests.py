@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TypeVar
 
 from gemma_serve.errors import InvalidRequestError
 from gemma_serve.generation import (
+    ChatPrompt,
     GenerationRequest,
     ModelDescription,
     SamplingParams,
@@ -26,9 +26,9 @@ from gemma_serve.openai_api.chat_messages import (
     ToolMessage,
 )
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.requesters import Requester
+from gemma_serve.openai_api.sampling_params import first, sampling_params
 from gemma_serve.openai_api.structured_outputs import constraining_field
-
-T = TypeVar("T")
 
 _ROLES = {
     "system": Role.SYSTEM,
@@ -40,6 +40,9 @@ _ROLES = {
 }
 
 
+_ANYONE = Requester(user=None, cache_salt=None)
+
+
 async def build_generation_request(
     body: ChatCompletionRequest,
     *,
@@ -47,13 +50,10 @@ async def build_generation_request(
     description: ModelDescription,
     image_loader: ImageLoader,
     image_limits: ImageLimits,
-    api_key_id: str | None = None,
-    share_prefix_cache: bool = False,
+    requester: Requester = _ANYONE,
 ) -> GenerationRequest:
     """Check what takes more than one field or the model to check, and fetch the images.
 
-    ``api_key_id``: stands for the key that the request came with, if keys are asked for. Those who
-    have the same one take turns as one user unless they name themselves.
     Raises ``InvalidRequestError``.
     """
     _check_combinations(body)
@@ -64,30 +64,26 @@ async def build_generation_request(
     images = {} if vision is None else await _load_images(urls, vision, image_loader)
     return GenerationRequest(
         request_id=request_id,
-        messages=tuple(
-            _chat_message(message, f"messages[{index}]", images)
-            for index, message in enumerate(body.messages)
+        prompt=ChatPrompt(
+            messages=tuple(
+                _chat_message(message, f"messages[{index}]", images)
+                for index, message in enumerate(body.messages)
+            ),
+            continue_final_message=_continues(body),
+            template_kwargs=tuple((body.chat_template_kwargs or {}).items()),
         ),
         sampling=sampling,
         n=body.n or 1,
-        user=_first(body.safety_identifier, body.user, api_key_id),
-        cache_salt=_cache_salt(body.cache_salt, None if share_prefix_cache else api_key_id),
+        bad_words=tuple(body.bad_words or ()),
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
+        return_prompt=bool(body.return_token_ids),
+        user=requester.user,
+        cache_salt=requester.cache_salt,
         output_constraint=None if constraining is None else constraining.constraint,
     )
 
 
-def _cache_salt(salt: str | None, api_key_id: str | None) -> str | None:
-    """The client's own, within what its API key may see."""
-    return salt if api_key_id is None else f"{api_key_id}:{salt or ''}"
-
-
 def _check_combinations(body: ChatCompletionRequest) -> None:
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequestError(
-            "stream_options is only allowed when stream is true",
-            param="stream_options",
-            code="invalid_value",
-        )
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequestError(
             "top_logprobs is only allowed when logprobs is true",
@@ -104,8 +100,7 @@ def _check_combinations(body: ChatCompletionRequest) -> None:
 
 
 def _check_turn_to_generate(body: ChatCompletionRequest) -> None:
-    """Refuse what this server does not do: it always continues a last message of the assistant,
-    and always answers any other."""
+    """The model either goes on with the assistant's last message or opens a turn of its own."""
     ends_with_answer = isinstance(body.messages[-1], AssistantMessage)
     if body.continue_final_message and not ends_with_answer:
         raise InvalidRequestError(
@@ -113,83 +108,26 @@ def _check_turn_to_generate(body: ChatCompletionRequest) -> None:
             param="continue_final_message",
             code="invalid_value",
         )
-    if body.continue_final_message is False and ends_with_answer:
+    if body.add_generation_prompt is False and not _continues(body):
         raise InvalidRequestError(
-            "This server always continues a last message of the assistant",
-            param="continue_final_message",
-            code="unsupported_value",
-        )
-    if body.add_generation_prompt is False and not ends_with_answer:
-        raise InvalidRequestError(
-            "This server always answers a last message that is not the assistant's",
+            "This server always opens a turn of the assistant, unless it continues one",
             param="add_generation_prompt",
             code="unsupported_value",
         )
 
 
+def _continues(body: ChatCompletionRequest) -> bool:
+    """Whether the answer goes on with the last message: an assistant's, unless refused."""
+    if body.continue_final_message is None:
+        return isinstance(body.messages[-1], AssistantMessage)
+    return body.continue_final_message
+
+
 def _sampling_params(body: ChatCompletionRequest, description: ModelDescription) -> SamplingParams:
-    default = description.default_sampling
-    return replace(
-        default,
-        max_tokens=_first(body.max_completion_tokens, body.max_tokens, default.max_tokens),
-        temperature=_given(body.temperature, default.temperature),
-        top_p=_given(body.top_p, default.top_p),
-        top_k=_top_k(body.top_k, default.top_k),
-        min_p=_given(body.min_p, default.min_p),
-        repetition_penalty=_given(
-            _first(body.repetition_penalty, body.repeat_penalty), default.repetition_penalty
-        ),
-        presence_penalty=_given(body.presence_penalty, default.presence_penalty),
-        frequency_penalty=_given(body.frequency_penalty, default.frequency_penalty),
-        logit_bias=_logit_bias(body, description),
-        seed=_first(body.seed, default.seed),
-        stop=tuple(body.stop or default.stop),
-        stop_token_ids=_stop_token_ids(body, description),
-        ignore_eos=_given(body.ignore_eos, default.ignore_eos),
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-    )
-
-
-def _given(value: T | None, default: T) -> T:
-    return default if value is None else value
-
-
-def _first(*values: T | None) -> T | None:
-    return next((value for value in values if value is not None), None)
-
-
-def _top_k(value: int | None, default: int | None) -> int | None:
-    if value is None:
-        return default
-    return value if value > 0 else None
-
-
-def _logit_bias(
-    body: ChatCompletionRequest, description: ModelDescription
-) -> tuple[tuple[int, float], ...]:
-    if body.logit_bias is None:
-        return description.default_sampling.logit_bias
-    biases = tuple((int(key), bias) for key, bias in body.logit_bias.items())
-    for token_id, _ in biases:
-        _check_token_id(token_id, description, param=f"logit_bias.{token_id}")
-    return biases
-
-
-def _stop_token_ids(body: ChatCompletionRequest, description: ModelDescription) -> tuple[int, ...]:
-    if not body.stop_token_ids:
-        return description.default_sampling.stop_token_ids
-    for index, token_id in enumerate(body.stop_token_ids):
-        _check_token_id(token_id, description, param=f"stop_token_ids[{index}]")
-    return tuple(body.stop_token_ids)
-
-
-def _check_token_id(token_id: int, description: ModelDescription, *, param: str) -> None:
-    if token_id >= description.vocab_size:
-        raise InvalidRequestError(
-            f"{param}: the model's token ids end at {description.vocab_size - 1}",
-            param=param,
-            code="invalid_value",
-        )
+    default = description.default_sampling.max_tokens
+    max_tokens = first(body.max_completion_tokens, body.max_tokens, default)
+    sampling = sampling_params(body, description, max_tokens=max_tokens)
+    return replace(sampling, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
 
 
 def _image_urls(messages: list[Message]) -> Iterator[tuple[str, ImageUrl]]:

@@ -16,10 +16,8 @@ from gemma_serve.openai_api.response_schemas import (
     ChatCompletion,
     Choice,
     ChoiceLogprobs,
-    CompletionTokensDetails,
-    CompletionUsage,
-    PromptTokensDetails,
 )
+from gemma_serve.openai_api.usage import completion_usage
 
 
 class DeltaPayload(TypedDict, total=False):
@@ -37,6 +35,7 @@ class ChoicePayload(TypedDict):
     delta: DeltaPayload
     logprobs: ChoiceLogprobsPayload | None
     finish_reason: FinishReason | None
+    token_ids: NotRequired[list[int]]
 
 
 class ChunkPayload(TypedDict):
@@ -48,12 +47,13 @@ class ChunkPayload(TypedDict):
     model: str
     choices: list[ChoicePayload]
     usage: NotRequired[dict[str, object] | None]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 @dataclass(slots=True)
 class _ChoiceRecord:
     texts: list[str] = field(default_factory=list)
-    num_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprobPayload] = field(default_factory=list)
@@ -63,7 +63,7 @@ class _ChoiceRecord:
     def add(self, delta: GenerationDelta) -> None:
         self.texts.append(delta.text)
         self.logprobs += self._visible_logprobs.add(delta)
-        self.num_tokens += len(delta.token_ids)
+        self.token_ids += delta.token_ids
         self.num_cached_tokens += delta.cached_tokens
         self.finish_reason = delta.finish_reason
 
@@ -81,14 +81,17 @@ class ChatCompletionBuilder:
         started: GenerationStarted,
         stream_usage: bool = False,
         logprobs: bool = False,
+        return_token_ids: bool = False,
     ) -> None:
-        """``created``: Unix time in seconds. ``stream_usage``, ``logprobs``: the client asked."""
+        """``created``: Unix time in seconds. ``stream_usage``, ``logprobs``, ``return_token_ids``:
+        the client asked to be told."""
         self.completion_id = completion_id
         self._created = created
         self._model = model
         self._started = started
         self._stream_usage = stream_usage
         self._reports_logprobs = logprobs
+        self._return_token_ids = return_token_ids
         self._choices = [_ChoiceRecord() for _ in range(n)]
 
     @property
@@ -101,7 +104,7 @@ class ChatCompletionBuilder:
         """Tokens so far."""
         return Usage(
             prompt_tokens=self._started.prompt_tokens,
-            completion_tokens=sum(choice.num_tokens for choice in self._choices),
+            completion_tokens=sum(len(choice.token_ids) for choice in self._choices),
             cached_tokens=self._choices[0].num_cached_tokens,
         )
 
@@ -135,24 +138,31 @@ class ChatCompletionBuilder:
                     if self._reports_logprobs
                     else None,
                     finish_reason=choice.finish_reason,
+                    token_ids=choice.token_ids if self._return_token_ids else None,
                 )
                 for index, choice in enumerate(self._choices)
                 if choice.finish_reason is not None
             ],
-            usage=_completion_usage(self.usage),
+            usage=completion_usage(self.usage),
+            prompt_token_ids=self._prompt_token_ids() if self._return_token_ids else None,
         )
 
-    def role_chunks(self) -> Iterator[ChunkPayload]:
+    def opening_chunks(self) -> Iterator[ChunkPayload]:
         """The chunks that open a stream, before there is any text."""
         for index in range(len(self._choices)):
-            yield self._choice_chunk(index, {"role": "assistant", "content": "", "refusal": None})
+            chunk = self._choice_chunk(index, {"role": "assistant", "content": "", "refusal": None})
+            if index == 0 and self._return_token_ids:
+                chunk["prompt_token_ids"] = self._prompt_token_ids()
+            yield chunk
 
     def delta_chunks(self, deltas: Iterable[GenerationDelta]) -> Iterator[ChunkPayload]:
-        """The chunks of what ``add`` gave back."""
-        for delta in deltas:
-            if delta.text:
+        """Record one step's deltas; gives the chunks of what is new."""
+        for delta in self.add(deltas):
+            if delta.text or (self._return_token_ids and delta.token_ids):
                 chunk = self._choice_chunk(delta.index, {"content": delta.text})
                 chunk["choices"][0]["logprobs"] = self._unsent_logprobs(delta.index)
+                if self._return_token_ids:
+                    chunk["choices"][0]["token_ids"] = list(delta.token_ids)
                 yield chunk
             if delta.finish_reason is not None:
                 yield self._choice_chunk(delta.index, {}, delta.finish_reason)
@@ -161,7 +171,7 @@ class ChatCompletionBuilder:
         """The chunk that closes a stream, if the client asked for it."""
         if self._stream_usage:
             chunk = self._chunk([])
-            chunk["usage"] = _completion_usage(self.usage).model_dump()
+            chunk["usage"] = completion_usage(self.usage).model_dump()
             yield chunk
 
     def _unsent_logprobs(self, index: int) -> ChoiceLogprobsPayload | None:
@@ -171,6 +181,9 @@ class ChatCompletionBuilder:
         unsent = choice.logprobs[choice.num_sent_logprobs :]
         choice.num_sent_logprobs = len(choice.logprobs)
         return _logprobs(unsent)
+
+    def _prompt_token_ids(self) -> list[int]:
+        return [token.token_id for token in self._started.prompt]
 
     def _choice_chunk(
         self, index: int, delta: DeltaPayload, finish_reason: FinishReason | None = None
@@ -194,13 +207,3 @@ class ChatCompletionBuilder:
 
 def _logprobs(content: list[TokenLogprobPayload]) -> ChoiceLogprobsPayload:
     return {"content": content, "refusal": None}
-
-
-def _completion_usage(usage: Usage) -> CompletionUsage:
-    return CompletionUsage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
-        completion_tokens_details=CompletionTokensDetails(),
-    )

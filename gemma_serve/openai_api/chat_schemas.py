@@ -9,36 +9,23 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gemma_serve.openai_api.chat_messages import Message, check_num_parts
-from gemma_serve.openai_api.field_types import Bool, Int, Number, StopStrings, Text, at_most
+from gemma_serve.openai_api.field_types import Bool, Int, Number, Text
+from gemma_serve.openai_api.sampling_fields import INT64_MAX, SamplingFields
 from gemma_serve.openai_api.structured_outputs import StructuredOutputFields
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
-INT64_MAX: Final = 2**63 - 1
 MAX_MESSAGES: Final = 50_000
 """Read in half a second, and twice as many turns as a context of 128K tokens can hold."""
-MAX_TOKEN_IDS: Final = 1024
-"""Each costs the engine time for every sequence."""
 
 MaxTokens = Annotated[Int, Field(ge=1, le=INT64_MAX)]
-Penalty = Annotated[Number, Field(ge=-2, le=2)]
-# float32 logits stay finite within these bounds, whatever their own size.
-RepetitionPenalty = Annotated[Number, Field(ge=0.01, le=100)]
-TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
-LogitBias = Annotated[
-    dict[TokenIdKey, Annotated[Number, Field(ge=-100, le=100)]],
-    Field(max_length=MAX_TOKEN_IDS),
-    at_most(MAX_TOKEN_IDS),
+
+TemplateVariable = Bool | Int | Number | Text | None
+
+Messages = Annotated[
+    list[Message],
+    Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),  # only the first mistake is told
+    BeforeValidator(check_num_parts),
 ]
-StopTokenIds = Annotated[
-    list[Annotated[Int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS), at_most(MAX_TOKEN_IDS)
-]
-CacheSalt = Annotated[Text, Field(min_length=1, max_length=256)]
-
-
-class StreamOptions(BaseModel):
-    """What a stream carries besides text."""
-
-    include_usage: Bool | None = None
 
 
 class FunctionDefinition(BaseModel):
@@ -57,7 +44,7 @@ class Tool(BaseModel):
     function: FunctionDefinition
 
 
-class ChatCompletionRequest(StructuredOutputFields, UnsupportedFields):
+class ChatCompletionRequest(SamplingFields, StructuredOutputFields, UnsupportedFields):
     """What this server reads of OpenAI's request, and of the fields that other servers added.
 
     Each description is the field's line in ``docs/api.md``.
@@ -66,59 +53,12 @@ class ChatCompletionRequest(StructuredOutputFields, UnsupportedFields):
     model_config = ConfigDict(extra="allow")
 
     model: Text = Field(description="The served model's name, exactly.")
-    messages: Annotated[list[Message], BeforeValidator(check_num_parts)] = Field(
-        min_length=1,
-        max_length=MAX_MESSAGES,
-        fail_fast=True,  # only the first mistake is told
-        description="The chat so far, in any order of roles.",
-    )
+    messages: Messages = Field(description="The chat so far, in any order of roles.")
     max_completion_tokens: MaxTokens | None = Field(
         default=None, description="Tokens per choice. Wins over `max_tokens`."
     )
     max_tokens: MaxTokens | None = Field(
         default=None, description="The older name of `max_completion_tokens`."
-    )
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = Field(
-        default=None, description="0 always takes the most probable token."
-    )
-    top_p: Annotated[Number, Field(ge=0, le=1)] | None = Field(
-        default=None, description="Keep the smallest set of tokens that is this probable."
-    )
-    top_k: Annotated[Int, Field(ge=-1, le=INT64_MAX)] | None = Field(
-        default=None, description="Keep this many tokens; 0 and -1 keep all."
-    )
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = Field(
-        default=None,
-        description="Drop tokens less probable than this fraction of the most probable one.",
-    )
-    repetition_penalty: RepetitionPenalty | None = Field(
-        default=None, description="Make tokens of the prompt and the answer less likely."
-    )
-    repeat_penalty: RepetitionPenalty | None = Field(
-        default=None, description="Ollama's name of `repetition_penalty`, which wins over it."
-    )
-    presence_penalty: Penalty | None = Field(
-        default=None, description="Make tokens of the answer less likely, once each."
-    )
-    frequency_penalty: Penalty | None = Field(
-        default=None, description="Make tokens of the answer less likely, per occurrence."
-    )
-    logit_bias: LogitBias | None = Field(
-        default=None,
-        description="Token id (a string) to what is added to its logit, -100 to 100; -100 bans.",
-    )
-    seed: Annotated[Int, Field(ge=-(2**63), le=INT64_MAX)] | None = Field(
-        default=None, description="The same request with the same seed gives the same answer."
-    )
-    stop: StopStrings | None = Field(
-        default=None,
-        description="Texts of up to 1,024 characters that end a choice and are not part of it.",
-    )
-    stop_token_ids: StopTokenIds | None = Field(
-        default=None, description="Token ids that end a choice."
-    )
-    ignore_eos: Bool | None = Field(
-        default=None, description="Go on when the model ends its turn: for benchmarks."
     )
     logprobs: Bool | None = Field(
         default=None,
@@ -129,24 +69,6 @@ class ChatCompletionRequest(StructuredOutputFields, UnsupportedFields):
         default=None,
         description="Only with `logprobs`: so many of the most probable tokens in each place, too.",
     )
-    n: Annotated[Int, Field(ge=1, le=128)] | None = Field(
-        default=None, description="How many choices to generate."
-    )
-    user: Text | None = Field(
-        default=None, description="Who asks. Users take turns when requests have to wait."
-    )
-    safety_identifier: Text | None = Field(
-        default=None, description="OpenAI's newer name of `user`, which it wins over."
-    )
-    cache_salt: CacheSalt | None = Field(
-        default=None,
-        description="Only requests of the same salt reuse what is cached of their prompts.",
-    )
-    stream: Bool | None = Field(default=None, description="Answer as server-sent events.")
-    stream_options: StreamOptions | None = Field(
-        default=None,
-        description="Only with `stream`. `include_usage`: a last chunk counts the tokens.",
-    )
     tools: list[Tool] | None = Field(
         default=None, description="Checked, then left out of the prompt: the model answers in text."
     )
@@ -155,8 +77,11 @@ class ChatCompletionRequest(StructuredOutputFields, UnsupportedFields):
     )
     continue_final_message: Bool | None = Field(
         default=None,
-        description="`true` only if the last message is the assistant's, `false` only if not.",
+        description="Go on with a last message of the assistant, or open a new turn.",
     )
     add_generation_prompt: Bool | None = Field(
-        default=None, description="`false` only if the last message is the assistant's."
+        default=None, description="`false` only if the last message is continued."
+    )
+    chat_template_kwargs: dict[Text, TemplateVariable] | None = Field(
+        default=None, description="Variables for the model's chat template to read."
     )

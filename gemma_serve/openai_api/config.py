@@ -17,4 +17,9 @@ class ApiConfig:
     """Web origins whose pages may call this server from a browser; ``*`` allows all."""
     share_prefix_cache: bool = False
     """Whether requests with different API keys may share what is cached of their prompts."""
+    keep_alive_interval_s: float = 15.0
+    """How long a stream may be silent before it gets a comment, so that nothing on the way takes
+    it for dead."""
+    response_store_bytes: int = 64 * 1024 * 1024
+    """Memory for the responses that clients may continue; 0 stores none."""
     limits: ApiLimits = field(default_factory=ApiLimits)

@@ -19,10 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemma_serve.errors import AuthenticationError, PayloadTooLargeError
 from gemma_serve.openai_api.error_responses import error_response, log_failure
+from gemma_serve.openai_api.metrics.server_metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 
 _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_OPEN_PATHS: Final = ("/health", "/metrics")
 _REQUEST_ID_HEADERS: Final = ("x-request-id", "x-client-request-id")
 
 
@@ -65,8 +67,27 @@ class RequestContext:
             await error_response(error)(scope, receive, send_with_headers)
 
 
+class CountRequests:
+    """Counts answers by their route, so that what clients make up is not told apart."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                status = str(message["status"])
+                self._metrics.http_requests.add(route=route, status=status)
+            await send(message)
+
+        await self._app(scope, receive, send_and_count)
+
+
 class ApiKeyCheck:
-    """Lets only requests with a known key pass; ``/health`` and CORS preflights need none.
+    """Lets only requests with a known key pass; ``/health``, ``/metrics`` and CORS
+    preflights need none.
 
     ``request.state.api_key_id`` stands for the key from then on and does not tell it.
     """
@@ -152,7 +173,7 @@ def _request_id(headers: Headers) -> str:
 def _is_open(scope: Scope) -> bool:
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     is_preflight: bool = scope["method"] == "OPTIONS"
-    return path == "/health" or is_preflight
+    return path in _OPEN_PATHS or is_preflight
 
 
 def _content_length(scope: Scope) -> int:

@@ -1,10 +1,14 @@
 """What this server answers, as the OpenAPI document states it."""
 
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from gemma_serve.generation import FinishReason
+
+T = TypeVar("T")
+AbsentIfNone = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
+"""A field that is not written unless it says something."""
 
 
 class ResponseModel(BaseModel):
@@ -77,6 +81,7 @@ class Choice(ResponseModel):
     message: AssistantAnswer
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
+    token_ids: AbsentIfNone[list[int]] = None
 
 
 class ChatCompletion(ResponseModel):
@@ -88,6 +93,7 @@ class ChatCompletion(ResponseModel):
     model: str
     choices: list[Choice]
     usage: CompletionUsage
+    prompt_token_ids: AbsentIfNone[list[int]] = None
 
 
 class ChoiceDelta(ResponseModel):
@@ -105,6 +111,7 @@ class ChunkChoice(ResponseModel):
     delta: ChoiceDelta
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason | None
+    token_ids: AbsentIfNone[list[int]] = None
 
 
 class ChatCompletionChunk(ResponseModel):
@@ -115,6 +122,38 @@ class ChatCompletionChunk(ResponseModel):
     created: int
     model: str
     choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+    prompt_token_ids: AbsentIfNone[list[int]] = None
+
+
+class CompletionLogprobs(ResponseModel):
+    """Lists of one length: an entry per token. A prompt's first token has no probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(ResponseModel):
+    """One of ``n`` continuations of one prompt, or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    prompt_token_ids: AbsentIfNone[list[int]] = None
+    token_ids: AbsentIfNone[list[int]] = None
+
+
+class Completion(ResponseModel):
+    """A whole plain completion, or one event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
     usage: CompletionUsage | None = None
 
 
@@ -154,3 +193,9 @@ class Status(ResponseModel):
     """A sign of life."""
 
     status: Literal["ok"] = "ok"
+
+
+class Version(ResponseModel):
+    """Of this server."""
+
+    version: str

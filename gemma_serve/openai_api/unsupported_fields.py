@@ -28,12 +28,7 @@ class UnsupportedFields(BaseModel):
     modalities: list[Literal["text"]] | None = None
     audio: None = None
     web_search_options: None = None
-    min_tokens: Literal[0] | None = None
-    bad_words: UnsupportedIfSet = None
-    allowed_token_ids: UnsupportedIfSet = None
     stop_regex: UnsupportedIfSet = None
-    include_stop_str_in_output: Literal[False] | None = None
-    no_stop_trim: Literal[False] | None = None
     use_beam_search: Literal[False] | None = None
     echo: Literal[False] | None = None
     chat_template: UnsupportedIfSet = None

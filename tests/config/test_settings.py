@@ -3,7 +3,7 @@ import pytest
 from config.settings import AppSettings, parse_api_keys
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.errors import ConfigurationError
-from gemma_serve.openai_api.limits import ApiLimits
+from gemma_serve.openai_api.config import ApiConfig
 
 
 def mistakes_of(args: object) -> list[str]:
@@ -19,7 +19,7 @@ def test_no_settings_at_all_serve_the_demo_with_the_engines_and_apis_own_default
     settings = AppSettings()
     assert settings.model == "demo"
     assert settings.to_engine_config() == EngineConfig()
-    assert settings.to_api_config(()).limits == ApiLimits()
+    assert settings.to_api_config(()) == ApiConfig(model_name=settings.model_name)
 
 
 def test_every_setting_is_explained() -> None:

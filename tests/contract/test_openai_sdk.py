@@ -16,7 +16,7 @@ from gemma_serve.errors import (
 )
 from gemma_serve.generation import FinishReason
 from tests.fakes import VISION_MODEL, FakeGenerationClient, FakeImageLoader, answer, delta, image_of
-from tests.openai_api.harness import MODEL, make_app
+from tests.openai_api.harness import MODEL, make_app, messages_of
 
 
 @asynccontextmanager
@@ -89,7 +89,7 @@ async def test_image_reaches_the_model() -> None:
                 }
             ],
         )
-    assert fake.requests[0].messages[0].parts == (image_of("https://a/cat.png"),)
+    assert messages_of(fake.requests[0])[0].parts == (image_of("https://a/cat.png"),)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -164,3 +164,46 @@ async def test_models() -> None:
         model = await client.models.retrieve(MODEL)
     assert models == [MODEL]
     assert model.to_dict()["max_model_len"] == 4096
+
+
+async def test_completions_whole_and_streamed() -> None:
+    async with sdk(FakeGenerationClient(*answer("Hel", "lo"))) as client:
+        whole = await client.completions.create(model=MODEL, prompt=["Hello", "Hi"], max_tokens=5)
+        stream = await client.completions.create(
+            model=MODEL, prompt="Hello", stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+    assert [(choice.index, choice.text) for choice in whole.choices] == [(0, "Hello"), (1, "Hello")]
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == "Hello"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3
+
+
+async def test_response_is_made_continued_read_and_deleted() -> None:
+    async with sdk(FakeGenerationClient(*answer("Hel", "lo"))) as client:
+        first = await client.responses.create(model=MODEL, input="Hi", instructions="Be kind.")
+        second = await client.responses.create(
+            model=MODEL, input="And?", previous_response_id=first.id
+        )
+        read = await client.responses.retrieve(second.id)
+        await client.responses.delete(second.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(second.id)
+    assert (first.output_text, first.status) == ("Hello", "completed")
+    assert read == second
+    assert read.previous_response_id == first.id
+
+
+async def test_sdks_own_accumulator_assembles_the_same_response() -> None:
+    async with (
+        sdk(FakeGenerationClient(*answer("Hel", "lo"))) as client,
+        client.responses.stream(model=MODEL, input="Hi") as stream,
+    ):
+        texts = [
+            event.delta async for event in stream if event.type == "response.output_text.delta"
+        ]
+        response = await stream.get_final_response()
+    assert texts == ["Hel", "lo"]
+    assert (response.output_text, response.status) == ("Hello", "completed")
+    assert response.usage is not None
+    assert response.usage.total_tokens == 10

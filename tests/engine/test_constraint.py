@@ -186,8 +186,10 @@ def test_preempted_sequence_goes_on_with_its_constraint() -> None:
 
 def test_dead_end_ends_its_request_with_an_error_and_no_other() -> None:
     engine = engine_with()
-    engine.add(make_request(0, constraints=(OneOf("\0"), OneOf("yes")), n=2))  # 0 is forbidden
-    engine.add(make_request(1, constraints=(OneOf("yes"),)))
+    # Of prompts shorter than a block, none waits for another's.
+    both = (OneOf("\0"), OneOf("yes"))  # 0 is forbidden
+    engine.add(make_request(0, prompt="hey", constraints=both, n=2))
+    engine.add(make_request(1, prompt="hey", constraints=(OneOf("yes"),)))
     outputs = engine.step()
     (error,) = [output.error for output in outputs if output.error is not None]
     assert isinstance(error, GenerationError)

@@ -174,3 +174,23 @@ def test_no_text_is_emitted_that_later_turns_out_to_belong_to_the_stop_string(
         if detokenizer.matched_stop is not None:
             assert emitted == text[: text.index(stop)]
             return
+
+
+def test_stop_string_is_part_of_the_text_if_asked_for() -> None:
+    detokenizer = Detokenizer(BYTES, ("END",), include_stop=True)
+    assert feed(detokenizer, ["go E", "N", "D more"]) == ["go ", "", "END"]
+    assert detokenizer.matched_stop == "END"
+
+
+def test_stop_string_within_the_first_tokens_does_not_end_the_text() -> None:
+    detokenizer = Detokenizer(BYTES, ("ab",), min_tokens=3)
+    assert feed(detokenizer, list("abcabc")) == ["a", "b", "c", "", ""]
+    assert detokenizer.matched_stop == "ab"
+
+
+def test_control_tokens_write_their_names_if_asked_for() -> None:
+    texts = (b"a", b"", b"b")
+    assert Detokenizer(texts, ()).append((0, 1, 2)) == "ab"
+    names = {1: b"<end_of_turn>"}
+    named = Detokenizer(texts, (), control_token_names=names)
+    assert named.append((0, 1, 2)) == "a<end_of_turn>b"

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from gemma_serve.engine.engine import Engine, StepOutput
+from gemma_serve.engine.engine import Engine, EngineRequest, StepOutput
 from gemma_serve.engine.scheduler import ScheduledBatch
-from gemma_serve.engine.sequence import Sequence
-from gemma_serve.generation import FinishReason, GenerationDelta
+from gemma_serve.engine.sequence import PromptInputs, Sequence
+from gemma_serve.generation import FinishReason, GenerationDelta, SamplingParams
 from tests.engine.builders import ScriptedRunner, make_block_manager, make_engine, make_request
 
 
@@ -191,6 +191,15 @@ def test_the_first_delta_tells_how_much_of_the_prompt_was_cached() -> None:
         assert {delta.cached_tokens for delta in others} == {0}
 
 
+def test_a_prompt_without_an_answer_tells_how_much_of_it_was_cached() -> None:
+    engine = make_engine(ScriptedRunner("Paris"))
+    for key in range(2):
+        engine.add(make_request(key, prompt="what is the capital", max_tokens=0))
+        (result,) = run(engine).values()
+        assert (result.text, result.finish_reason) == ("", FinishReason.LENGTH)
+        assert result.cached_tokens == [0, 16][key]
+
+
 def test_siblings_say_what_they_say_alone_and_share_the_prompt() -> None:
     runner = ScriptedRunner("Paris")
     engine = make_engine(runner)
@@ -220,3 +229,21 @@ def test_nothing_is_shared_when_the_prefix_cache_is_off() -> None:
 def steps(engine: Engine) -> Iterator[StepOutput]:
     while engine.has_work:
         yield from engine.step()
+
+
+def test_nothing_ends_before_min_tokens_but_max_tokens() -> None:
+    engine = make_engine(ScriptedRunner("a!b!c"))
+    sampling = SamplingParams(min_tokens=3, stop=("!",))
+    engine.add(EngineRequest(key=0, prompt=PromptInputs((5,)), sampling=sampling))
+    engine.add(EngineRequest(key=1, prompt=PromptInputs((5,)), sampling=SamplingParams()))
+    assert {key: result.text for key, result in run(engine).items()} == {
+        (0, 0): "a!b",
+        (1, 0): "a!b!c",
+    }
+
+
+def test_stop_string_is_shown_if_asked_for() -> None:
+    engine = make_engine(ScriptedRunner("Paris.\nUser"))
+    sampling = SamplingParams(stop=("\n",), include_stop_str_in_output=True)
+    engine.add(EngineRequest(key=0, prompt=PromptInputs((5,)), sampling=sampling))
+    assert run(engine)[0, 0].text == "Paris.\n"

@@ -3,6 +3,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
 from tests.engine.builders import (
@@ -218,6 +219,19 @@ def test_a_stranger_waits_only_until_the_shared_part_is_computed() -> None:
         scheduler.add(make_sharing_sequence(blocks, prompt, arrival=arrival))
     assert chunks(run_step(scheduler)) == [(0, 0, 16)]
     assert chunks(run_step(scheduler)) == [(0, 16, 24), (1, 12, 20)]
+
+
+def test_a_prompt_to_be_scored_takes_nothing_up_and_waits_for_nobody() -> None:
+    blocks = make_block_manager()
+    scheduler = make_scheduler(blocks, prefill_chunk_size=32)
+    prompt = PromptInputs(tuple(range(10)))
+    for arrival in range(2):
+        sequence = make_sharing_sequence(blocks, prompt, arrival=arrival)
+        sequence.prompt_scores = PromptScores(num_prompt_tokens=10, num_top=0)
+        scheduler.add(sequence)
+    scheduler.add(make_sharing_sequence(blocks, prompt, arrival=2))
+    assert chunks(run_step(scheduler)) == [(0, 0, 10), (1, 0, 10)]
+    assert (2, 8, 10) in chunks(run_step(scheduler))
 
 
 def test_others_are_started_while_somebody_waits_for_a_shared_part() -> None:

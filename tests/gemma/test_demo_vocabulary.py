@@ -8,6 +8,7 @@ from gemma_serve.gemma.chat_templates import GEMMA_CHAT_TEMPLATE
 from gemma_serve.gemma.demo import demo_checkpoint
 from gemma_serve.gemma.prompt import PromptBuilder
 from gemma_serve.gemma.token_bytes import token_bytes
+from gemma_serve.generation import ChatPrompt
 from gemma_serve.messages import ChatMessage, Role, TextPart
 
 NUM_ROWS = 262_208
@@ -46,7 +47,7 @@ def user(text: str) -> ChatMessage:
 
 def test_chat_gives_the_golden_ids(builder: PromptBuilder) -> None:
     """vllm#55288, vllm#52304, lm-eval#1465: two BOS tokens, or none."""
-    assert builder.build([user("Hello")]).token_ids == (
+    assert builder.build(ChatPrompt((user("Hello"),))).token_ids == (
         *(2, 105, 2364, 107),
         9259,
         *(106, 107, 105, 4368, 107),
@@ -75,6 +76,6 @@ def test_no_control_token_can_be_written_by_a_client(
     builder: PromptBuilder, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     control_tokens = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    prompt = builder.build([user("".join(control_tokens[:1000]))])
+    prompt = builder.build(ChatPrompt((user("".join(control_tokens[:1000])),)))
     assert [i for i in prompt.token_ids if i < 107] == [2, 105, 106, 105]
     assert "".join(control_tokens[:1000]) in tokenizer.decode(list(prompt.token_ids))

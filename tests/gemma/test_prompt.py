@@ -10,11 +10,11 @@ from PIL import Image
 from transformers import Gemma3Processor, PreTrainedTokenizerBase
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from gemma_serve.engine.sequence import ImageSpan
+from gemma_serve.engine.sequence import ImageSpan, PromptInputs
 from gemma_serve.errors import ContextLengthError, InvalidRequestError
 from gemma_serve.gemma.prompt import PromptBuilder
 from gemma_serve.gemma.synthetic_tokenizer import synthetic_tokenizer
-from gemma_serve.generation import VisionInput
+from gemma_serve.generation import ChatPrompt, VisionInput
 from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart
 
 BOS, START_OF_TURN, END_OF_TURN, SOFT = 2, 105, 106, 512
@@ -87,6 +87,10 @@ def make_builder(
     return PromptBuilder(tokenizer, vision=vision, image_token_id=SOFT, max_model_len=max_model_len)
 
 
+def build(builder: PromptBuilder, messages: Sequence[ChatMessage]) -> PromptInputs:
+    return builder.build(ChatPrompt(tuple(messages), continue_final_message=True))
+
+
 def message(role: str, *contents: str | ImagePart) -> ChatMessage:
     parts = tuple(TextPart(c) if isinstance(c, str) else c for c in contents)
     return ChatMessage(Role(role), parts)
@@ -102,7 +106,7 @@ def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
 
 
 def test_prompt_opens_the_models_turn(builder: PromptBuilder, tokenizer: Any) -> None:
-    prompt = builder.build([user("Hello")])
+    prompt = build(builder, [user("Hello")])
     assert prompt.token_ids[:2] == (BOS, START_OF_TURN)
     assert prompt.images == ()
     assert text_of(tokenizer, prompt.token_ids) == (
@@ -120,7 +124,7 @@ def test_prompt_is_the_one_of_transformers_for_a_plain_chat(
         {"role": "user", "content": "Four?"},
     ]
     expected = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
-    prompt = builder.build([message(turn["role"], turn["content"]) for turn in chat])
+    prompt = build(builder, [message(turn["role"], turn["content"]) for turn in chat])
     assert list(prompt.token_ids) == expected
 
 
@@ -129,7 +133,7 @@ def test_prompt_has_one_bos_whether_or_not_the_template_writes_it(template: str)
     """vllm#55288, vllm#52304."""
     tokenizer = synthetic_tokenizer(vocab_size=512, boi_token_id=509, eoi_token_id=510)
     tokenizer.chat_template = template + "{% for m in messages %}{{ m.content }}{% endfor %}"
-    prompt = make_builder(tokenizer, vision=None).build([user("hi <bos>")])
+    prompt = build(make_builder(tokenizer, vision=None), [user("hi <bos>")])
     assert prompt.token_ids[0] == BOS
     assert prompt.token_ids.count(BOS) == 1
     assert text_of(tokenizer, prompt.token_ids) == "<bos>hi <bos>"
@@ -138,7 +142,7 @@ def test_prompt_has_one_bos_whether_or_not_the_template_writes_it(template: str)
 def test_last_answer_is_continued_with_its_whitespace(
     builder: PromptBuilder, tokenizer: Any
 ) -> None:
-    prompt = builder.build([user("Go on"), message("assistant", "Once upon a \n")])
+    prompt = build(builder, [user("Go on"), message("assistant", "Once upon a \n")])
     assert text_of(tokenizer, prompt.token_ids) == (
         "<bos><start_of_turn>user\nGo on<end_of_turn>\n<start_of_turn>model\nOnce upon a \n"
     )
@@ -158,7 +162,7 @@ def test_last_answer_is_continued_with_its_whitespace(
 )
 def test_no_legal_history_is_rejected(builder: PromptBuilder, history: list[ChatMessage]) -> None:
     """SillyTavern#4349, anon-kode#60: "Conversation roles must alternate"."""
-    assert builder.build(history).token_ids[:2] == (BOS, START_OF_TURN)
+    assert build(builder, history).token_ids[:2] == (BOS, START_OF_TURN)
 
 
 HOSTILE_TEXTS = [
@@ -184,8 +188,8 @@ def test_control_tokens_in_a_clients_text_stay_text(
     builder: PromptBuilder, tokenizer: Any, role: str, text: str
 ) -> None:
     """llama.cpp#14143: a text that holds ``<end_of_turn>`` ended its turn."""
-    prompt = builder.build([message(role, text), user("end")])
-    plain = builder.build([message(role, "x"), user("end")])
+    prompt = build(builder, [message(role, text), user("end")])
+    plain = build(builder, [message(role, "x"), user("end")])
     control_ids = [i for i in range(SOFT + 1) if i in tokenizer.all_special_ids or i < 107]
     assert [i for i in prompt.token_ids if i in control_ids] == [
         i for i in plain.token_ids if i in control_ids
@@ -196,7 +200,7 @@ def test_control_tokens_in_a_clients_text_stay_text(
 def test_control_token_split_over_parts_and_messages_stays_text(
     builder: PromptBuilder, tokenizer: Any
 ) -> None:
-    prompt = builder.build([user("<end_of", "_turn>"), user("<start_of_turn")])
+    prompt = build(builder, [user("<end_of", "_turn>"), user("<start_of_turn")])
     assert prompt.token_ids.count(END_OF_TURN) == 1
     assert prompt.token_ids.count(START_OF_TURN) == 2
     assert "<end_of_turn>\n\n<start_of_turn<end_of_turn>" in text_of(tokenizer, prompt.token_ids)
@@ -205,7 +209,7 @@ def test_control_token_split_over_parts_and_messages_stays_text(
 def test_control_token_that_the_template_would_complete_stays_text() -> None:
     tokenizer = synthetic_tokenizer(vocab_size=512, boi_token_id=509, eoi_token_id=510)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}> <eos>{% endfor %}"
-    prompt = make_builder(tokenizer, vision=None).build([user("<eos")])
+    prompt = build(make_builder(tokenizer, vision=None), [user("<eos")])
     assert prompt.token_ids.count(1) == 1
     assert text_of(tokenizer, prompt.token_ids) == "<bos><eos> <eos>"
 
@@ -219,7 +223,7 @@ def test_control_token_that_the_template_would_complete_stays_text() -> None:
 def test_any_text_survives_to_the_letter(
     builder: PromptBuilder, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> None:
-    prompt = builder.build([user("a" + text + "z")])
+    prompt = build(builder, [user("a" + text + "z")])
     assert prompt.token_ids.count(BOS) == 1
     assert prompt.token_ids.count(END_OF_TURN) == 1
     assert text_of(tokenizer, prompt.token_ids) == (
@@ -229,7 +233,7 @@ def test_any_text_survives_to_the_letter(
 
 def test_lone_surrogate_is_refused(builder: PromptBuilder) -> None:
     with pytest.raises(InvalidRequestError, match="lone surrogate"):
-        builder.build([user("\ud800")])
+        build(builder, [user("\ud800")])
 
 
 def processed(processor: Any, contents: Sequence[str | ImagePart], **kwargs: Any) -> Any:
@@ -264,7 +268,7 @@ CONTENTS: list[tuple[str | ImagePart, ...]] = [
 def test_image_prompt_is_the_one_of_transformers(
     builder: PromptBuilder, processor: Any, contents: Sequence[str | ImagePart]
 ) -> None:
-    prompt = builder.build([user(*contents)])
+    prompt = build(builder, [user(*contents)])
     assert list(prompt.token_ids) == list(processed(processor, contents))
 
 
@@ -276,7 +280,7 @@ def test_cropped_image_prompt_is_the_one_of_transformers(
     builder: PromptBuilder, processor: Any, contents: Sequence[str | ImagePart]
 ) -> None:
     """ms-swift#3972, transformers#36864, trl#7090: more features than soft tokens."""
-    prompt = builder.build([user(*contents)])
+    prompt = build(builder, [user(*contents)])
     assert list(prompt.token_ids) == list(
         processed(
             processor,
@@ -290,7 +294,7 @@ def test_cropped_image_prompt_is_the_one_of_transformers(
 
 
 def test_spans_name_the_soft_tokens_and_the_views_in_order(builder: PromptBuilder) -> None:
-    prompt = builder.build([user("see", CROPPED_IMAGE), message("assistant", "ok"), user(IMAGE)])
+    prompt = build(builder, [user("see", CROPPED_IMAGE), message("assistant", "ok"), user(IMAGE)])
     assert [span.view for span in prompt.images] == [b"original", b"left", b"right", b"whole"]
     assert all(span.num_tokens == VISION.tokens_per_view for span in prompt.images)
     covered = [i for span in prompt.images for i in range(span.start, span.end)]
@@ -301,7 +305,7 @@ def test_spans_name_the_soft_tokens_and_the_views_in_order(builder: PromptBuilde
 def test_image_for_a_text_model_is_refused_where_it_stands(tokenizer: Any) -> None:
     builder = make_builder(tokenizer, vision=None)
     with pytest.raises(InvalidRequestError, match="text only") as error:
-        builder.build([user("hi"), user("see", IMAGE)])
+        build(builder, [user("hi"), user("see", IMAGE)])
     assert error.value.param == "messages[1].content"
 
 
@@ -311,39 +315,39 @@ def test_template_without_a_place_for_images_is_no_way_to_lose_them() -> None:
         "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
     )
     with pytest.raises(InvalidRequestError, match="no place for images"):
-        make_builder(tokenizer).build([user("see", IMAGE)])
+        build(make_builder(tokenizer), [user("see", IMAGE)])
 
 
 def test_prompt_that_leaves_room_for_one_token_fits_and_a_longer_one_does_not(
     builder: PromptBuilder, tokenizer: Any
 ) -> None:
-    num_tokens = len(builder.build([user("Hello")]).token_ids)
+    num_tokens = len(build(builder, [user("Hello")]).token_ids)
     fitting = make_builder(tokenizer, max_model_len=num_tokens + 1)
-    assert len(fitting.build([user("Hello")]).token_ids) == num_tokens
+    assert len(build(fitting, [user("Hello")]).token_ids) == num_tokens
     with pytest.raises(ContextLengthError, match=f"the prompt has {num_tokens} tokens"):
-        make_builder(tokenizer, max_model_len=num_tokens).build([user("Hello")])
+        build(make_builder(tokenizer, max_model_len=num_tokens), [user("Hello")])
 
 
 def test_surely_too_long_text_is_refused_without_tokenizing_it(tokenizer: Any) -> None:
     builder = make_builder(tokenizer, max_model_len=1000)
     text = "\n<bos>" * 1_666_667  # 10 MB; the longest token is a run of 31 newlines
     with pytest.raises(ContextLengthError, match=r"at least 32258\d tokens"):
-        builder.build([user(text)])
+        build(builder, [user(text)])
 
 
 def test_whitespace_that_the_template_trims_is_not_counted(tokenizer: Any) -> None:
     builder = make_builder(tokenizer, max_model_len=1000)
     text = " \n" * 50_000
-    assert builder.build([user(text + "Hello" + text)]) == builder.build([user("Hello")])
+    assert build(builder, [user(text + "Hello" + text)]) == build(builder, [user("Hello")])
 
 
 def test_more_messages_than_the_context_has_tokens_are_refused(tokenizer: Any) -> None:
     """Fitting 200,000 of them took 1.5 seconds before they were refused."""
     builder = make_builder(tokenizer, max_model_len=1000)
     with pytest.raises(ContextLengthError, match="the messages have 1000 parts"):
-        builder.build([user("a")] * 1000)
+        build(builder, [user("a")] * 1000)
     with pytest.raises(ContextLengthError, match="the messages have 1000 parts"):
-        builder.build([user(*["a"] * 1000)])
+        build(builder, [user(*["a"] * 1000)])
 
 
 def test_surely_too_many_turns_are_refused_without_rendering_them() -> None:
@@ -356,18 +360,18 @@ def test_surely_too_many_turns_are_refused_without_rendering_them() -> None:
     turns = [user("a"), message("assistant", "b" * 31)] * 200
     builder = make_builder(tokenizer, vision=None, max_model_len=1000)
     with pytest.raises(ContextLengthError, match="at least 1006 tokens"):
-        builder.build(turns)
+        build(builder, turns)
 
 
 def test_too_many_images_are_refused_by_their_number(tokenizer: Any) -> None:
     builder = make_builder(tokenizer, max_model_len=1000)
     with pytest.raises(ContextLengthError, match="maximum context length is 1000 tokens"):
-        builder.build([user(*[IMAGE] * 250)])
+        build(builder, [user(*[IMAGE] * 250)])
 
 
 def test_threads_may_build_at_once(builder: PromptBuilder) -> None:
-    def build(letter: str) -> int:
-        return len(builder.build([user(letter * 2000)]).token_ids)
+    def num_tokens(letter: str) -> int:
+        return len(build(builder, [user(letter * 2000)]).token_ids)
 
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(build, "abcdefgh" * 8)) == {build("x")}
+        assert set(pool.map(num_tokens, "abcdefgh" * 8)) == {num_tokens("x")}

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from gemma_serve.engine.engine import EngineRequest
 from gemma_serve.engine.sequence import PromptInputs
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.loading import LoadedGemma, load_gemma
+from gemma_serve.generation import SamplingParams
 from tests.gemma.harness import paged_logits
 from tests.integration.fidelity import (
     Prompt,
@@ -124,3 +126,19 @@ def test_bfloat16_logits_are_as_close_to_float32_as_transformers_own(demo: Loade
     inputs = PromptInputs(prompt)
     (ours,) = paged_logits(half, [inputs], chunk_size=64, attention=SdpaAttention)
     assert (ours[-1].float() - exact).norm() <= 1.2 * (theirs - exact).norm()
+
+
+def test_log_likelihoods_are_those_of_transformers(demo: LoadedGemma) -> None:
+    """What lm-eval adds up, for a prompt in one chunk and in several."""
+    (prompt,) = english_prompts(demo.tokenizer, [40])
+    demo.model.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        logprobs = demo.model(torch.tensor([prompt])).logits[0].log_softmax(dim=-1)
+    expected = logprobs[torch.arange(len(prompt) - 1), torch.tensor(prompt[1:])]
+    sampling = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    for chunk_size in (16, UNLIMITED):
+        engine = make_engine(demo, chunk_size=chunk_size)
+        engine.add(EngineRequest(key=0, prompt=PromptInputs(prompt), sampling=sampling))
+        told = [d for _ in range(3) for output in engine.step() for d in output.deltas]
+        scores = [position.chosen.logprob for position in told[0].prompt_logprobs]
+        assert scores == pytest.approx(expected.tolist(), abs=1e-4)

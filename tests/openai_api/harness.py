@@ -8,6 +8,8 @@ import httpx
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Scope
 
+from gemma_serve.generation import ChatPrompt, GenerationRequest
+from gemma_serve.messages import ChatMessage
 from gemma_serve.openai_api.app import build_app
 from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.limits import ApiLimits
@@ -51,6 +53,12 @@ async def post_chat(app: ASGIApp, **fields: object) -> httpx.Response:
             content=json.dumps({**HELLO, **fields}),
             headers={"content-type": "application/json"},
         )
+
+
+def messages_of(request: GenerationRequest) -> tuple[ChatMessage, ...]:
+    """The chat that a request asks to answer."""
+    assert isinstance(request.prompt, ChatPrompt)
+    return request.prompt.messages
 
 
 def error_of(response: httpx.Response) -> dict[str, str | None]:

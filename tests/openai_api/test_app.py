@@ -92,7 +92,7 @@ async def test_overload_says_when_to_come_back() -> None:
     ("method", "path", "status", "allow"),
     [
         ("GET", "/v2/models", 404, None),
-        ("GET", "/docs", 404, None),
+        ("GET", "/redoc", 404, None),
         ("POST", "/v1/chat/completions/", 404, None),
         ("POST", "/v1/embeddings", 404, None),
         ("GET", "/v1/chat/completions", 405, "POST"),
@@ -109,6 +109,20 @@ async def test_wrong_path_or_method_is_an_error_object(
     error = error_of(response)
     assert error["type"] == "invalid_request_error"
     assert f"({method} {path})" in str(error["message"])
+
+
+async def test_reference_shows_every_operation_and_field_and_loads_nothing() -> None:
+    app = make_app(FakeGenerationClient())
+    page = await get(app, "/docs")
+    document = (await get(app, "/openapi.json")).json()
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    for path, methods in document["paths"].items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in page.text
+    assert "<code>messages</code> <b>required</b>" in page.text
+    assert "0 always takes the most probable token." in page.text
+    assert "<script" not in page.text
+    assert "http" not in page.text.replace("HTTPValidationError", "").replace("https: or a", "")
 
 
 async def test_openapi_document_tells_the_truth_about_errors() -> None:

@@ -272,3 +272,41 @@ async def test_unknown_fields_are_logged_once_and_ignored(
     assert [line.partition("fields=")[2] for line in ignored] == [
         "['mirostat', 'num_ctx', 'store']"
     ]
+
+
+async def test_token_ids_are_told_if_asked_for() -> None:
+    app = make_app(FakeGenerationClient(*answer("Hi")))
+    whole = (await post_chat(app, return_token_ids=True)).json()
+    assert whole["prompt_token_ids"] == [2]
+    assert whole["choices"][0]["token_ids"] == [5, 5]
+    role, *chunks = events_of(await post_chat(app, return_token_ids=True, stream=True))
+    assert role["prompt_token_ids"] == [2]
+    token_ids = [chunk["choices"][0].get("token_ids") for chunk in chunks]  # type: ignore[index]
+    assert token_ids == [[5], [5], None]
+
+
+async def test_stream_is_these_bytes() -> None:
+    app = make_app(FakeGenerationClient(*answer("é")))
+    response = await post_chat(app, stream=True, stream_options={"include_usage": True})
+    text = re.sub(
+        r'"id":"[^"]+","object":"chat.completion.chunk","created":\d+,', "", response.text
+    )
+    head = f'data: {{"model":"{MODEL}","choices":'
+    tail = '"logprobs":null,"finish_reason":null}],"usage":null}\n\n'
+    assert text == (
+        head
+        + '[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},'
+        + tail
+        + head
+        + '[{"index":0,"delta":{"content":"é"},'
+        + tail
+        + head
+        + '[{"index":0,"delta":{},'
+        + tail.replace("null}]", '"stop"}]')
+        + head
+        + '[],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9,'
+        '"prompt_tokens_details":{"cached_tokens":2,"audio_tokens":0},'
+        '"completion_tokens_details":{"reasoning_tokens":0,"audio_tokens":0,'
+        '"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}}\n\n'
+        "data: [DONE]\n\n"
+    )

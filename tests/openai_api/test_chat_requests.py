@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gemma_serve.errors import InvalidRequestError
-from gemma_serve.generation import GenerationRequest, SamplingParams
+from gemma_serve.generation import ChatPrompt, GenerationRequest, SamplingParams
 from gemma_serve.images.limits import ImageLimits
 from gemma_serve.messages import ChatMessage, Role, TextPart, ToolCall
 from gemma_serve.openai_api.limits import ApiLimits
@@ -17,7 +17,7 @@ from tests.fakes import (
     answer,
     image_of,
 )
-from tests.openai_api.harness import CHAT, HELLO, connect, error_of, make_app, post_chat
+from tests.openai_api.harness import error_of, make_app, messages_of, post_chat
 
 TOOL = {"type": "function", "function": {"name": "get_time"}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
@@ -46,6 +46,8 @@ async def test_open_fields_take_the_checkpoints_defaults() -> None:
 async def test_null_means_absent() -> None:
     fields = ["max_tokens", "temperature", "top_k", "stop", "seed", "n", "stream", "stream_options"]
     fields += ["logit_bias", "stop_token_ids", "ignore_eos", "tools", "tool_choice", "logprobs"]
+    fields += ["min_tokens", "bad_words", "allowed_token_ids", "chat_template_kwargs"]
+    fields += ["skip_special_tokens", "truncate_prompt_tokens", "return_token_ids"]
     fields += ["continue_final_message", "add_generation_prompt"]
     assert await sampling(**dict.fromkeys(fields)) == TEXT_MODEL.default_sampling
 
@@ -65,6 +67,10 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         stop=["a", "b"],
         stop_token_ids=[999],
         ignore_eos=True,
+        min_tokens=2,
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        allowed_token_ids=[5, 6],
     ) == SamplingParams(
         max_tokens=3,
         temperature=0.0,
@@ -79,6 +85,10 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         stop=("a", "b"),
         stop_token_ids=(999,),
         ignore_eos=True,
+        min_tokens=2,
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        allowed_token_ids=(5, 6),
     )
 
 
@@ -93,6 +103,8 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
         ({"stop": "END"}, {"stop": ("END",)}),
         ({"stop": []}, {"stop": ()}),
+        ({"no_stop_trim": True}, {"include_stop_str_in_output": True}),
+        ({"allowed_token_ids": []}, {"allowed_token_ids": None}),
         ({"stop": ["x" * 1024] * 16}, {"stop": ("x" * 1024,) * 16}),
         ({"stop_token_ids": [7] * 1024}, {"stop_token_ids": (7,) * 1024}),
     ],
@@ -145,7 +157,7 @@ async def test_message_with_one_text(
 ) -> None:
     role, text = expected
     request = await requested(messages=[message])
-    assert request.messages == (ChatMessage(role, (TextPart(text),)),)
+    assert messages_of(request) == (ChatMessage(role, (TextPart(text),)),)
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
@@ -153,14 +165,14 @@ async def test_every_role_takes_text_parts(role: str) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]
     message = {"role": role, "content": parts, "tool_call_id": "call_1", "name": "get_time"}
     request = await requested(messages=[message])
-    assert request.messages[0].parts == (TextPart("a"), TextPart(" b"))
+    assert messages_of(request)[0].parts == (TextPart("a"), TextPart(" b"))
 
 
 @pytest.mark.parametrize("content", [{}, {"content": None}, {"content": []}])
 async def test_assistant_content_may_be_missing(content: dict[str, object]) -> None:
     message = {"role": "assistant", "tool_calls": [CALL], "function_call": None, **content}
     request = await requested(messages=[message])
-    assert request.messages == (
+    assert messages_of(request) == (
         ChatMessage(Role.ASSISTANT, tool_calls=(ToolCall("call_1", "get_time", "{}"),)),
     )
 
@@ -168,7 +180,7 @@ async def test_assistant_content_may_be_missing(content: dict[str, object]) -> N
 async def test_tool_result_names_its_call() -> None:
     message = {"role": "tool", "tool_call_id": "call_1", "content": "12:00"}
     request = await requested(messages=[message])
-    assert request.messages == (
+    assert messages_of(request) == (
         ChatMessage(Role.TOOL, (TextPart("12:00"),), tool_call_id="call_1"),
     )
 
@@ -181,7 +193,7 @@ async def test_deprecated_function_call_and_its_result_refer_to_each_other_by_na
             {"role": "function", "name": "get_time", "content": "12:00"},
         ]
     )
-    assert request.messages == (
+    assert messages_of(request) == (
         ChatMessage(Role.ASSISTANT, tool_calls=(ToolCall("get_time", "get_time", "{}"),)),
         ChatMessage(Role.TOOL, (TextPart("12:00"),), tool_call_id="get_time"),
     )
@@ -190,7 +202,7 @@ async def test_deprecated_function_call_and_its_result_refer_to_each_other_by_na
 async def test_any_order_of_roles_is_passed_on_as_it_is() -> None:
     roles = ["assistant", "user", "user", "system", "assistant", "assistant", "system"]
     request = await requested(messages=[{"role": role, "content": "x"} for role in roles])
-    assert [message.role for message in request.messages] == roles
+    assert [message.role for message in messages_of(request)] == roles
 
 
 @pytest.mark.parametrize("fields", [{}, {"tool_choice": "auto"}, {"tool_choice": "none"}])
@@ -203,7 +215,7 @@ async def test_tools_are_accepted_and_left_out(fields: dict[str, object]) -> Non
 async def test_ten_megabytes_of_text_pass() -> None:
     text = "🙂" * 2_500_000
     request = await requested(messages=[{"role": "user", "content": text}])
-    assert request.messages[0].parts == (TextPart(text),)
+    assert messages_of(request)[0].parts == (TextPart(text),)
 
 
 async def test_images_are_loaded_into_their_places() -> None:
@@ -216,7 +228,7 @@ async def test_images_are_loaded_into_their_places() -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "user", "content": content}]
     response = await post_chat(make_app(client, loader), messages=messages)
     assert response.status_code == 200
-    assert client.requests[0].messages[1].parts == (
+    assert messages_of(client.requests[0])[1].parts == (
         image_of("https://a/1.png"),
         TextPart("or"),
         image_of("https://a/2.png"),
@@ -263,44 +275,33 @@ async def test_too_many_images_are_refused_before_any_is_fetched() -> None:
     assert (await post_chat(app, messages=messages[:2])).status_code == 200
 
 
-async def test_user_is_whoever_the_newer_field_names() -> None:
-    assert (await requested()).user is None
-    assert (await requested(user="ann")).user == "ann"
-    assert (await requested(user="ann", safety_identifier="bob")).user == "bob"
+@pytest.mark.parametrize(
+    ("roles", "fields", "expected"),
+    [
+        (["user"], {}, False),
+        (["user", "assistant"], {}, True),
+        (["user", "assistant"], {"continue_final_message": True}, True),
+        (["user", "assistant"], {"continue_final_message": False}, False),
+        (["user", "assistant"], {"add_generation_prompt": False}, True),
+    ],
+)
+async def test_last_message_of_the_assistant_is_continued_unless_refused(
+    roles: list[str], fields: dict[str, object], expected: bool
+) -> None:
+    messages = [{"role": role, "content": "x"} for role in roles]
+    prompt = (await requested(messages=messages, **fields)).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.continue_final_message is expected
 
 
-async def test_without_keys_the_salt_is_the_clients_own() -> None:
-    assert (await requested()).cache_salt is None
-    assert (await requested(cache_salt="mine")).cache_salt == "mine"
-
-
-async def requested_with_key(key: str, *, share: bool = False, **fields: object) -> tuple[str, str]:
-    """User and salt of a request that comes with ``key``."""
-    client = FakeGenerationClient(*answer())
-    app = make_app(client, api_keys=("one", "two"), share_prefix_cache=share)
-    async with connect(app) as http:
-        headers = {"authorization": f"Bearer {key}"}
-        response = await http.post(CHAT, json={**HELLO, **fields}, headers=headers)
-    assert response.status_code == 200
-    (request,) = client.requests
-    return str(request.user), str(request.cache_salt)
-
-
-async def test_another_key_is_another_user_with_another_salt() -> None:
-    first, again, other = [await requested_with_key(key) for key in ("one", "one", "two")]
-    assert first == again
-    assert first[0] != other[0]
-    assert first[1] != other[1]
-    assert "one" not in first[0] + first[1]
-
-
-async def test_a_client_cannot_choose_the_salt_of_another_key() -> None:
-    _, salt = await requested_with_key("one")
-    _, forged = await requested_with_key("two", cache_salt=salt)
-    assert forged != salt
-
-
-async def test_keys_may_be_let_share() -> None:
-    assert [(await requested_with_key(key, share=True))[1] for key in ("one", "two")] == [
-        "None"
-    ] * 2
+async def test_fields_of_the_prompt_reach_the_model() -> None:
+    request = await requested(
+        bad_words=["a", "b"],
+        truncate_prompt_tokens=7,
+        return_token_ids=True,
+        chat_template_kwargs={"enable_thinking": False, "level": "high"},
+    )
+    assert request.bad_words == ("a", "b")
+    assert (request.truncate_prompt_tokens, request.return_prompt) == (7, True)
+    assert isinstance(request.prompt, ChatPrompt)
+    assert request.prompt.template_kwargs == (("enable_thinking", False), ("level", "high"))

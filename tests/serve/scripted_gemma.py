@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, cast
 from deployments.gemma import GemmaDeployment
 from gemma_serve.errors import CheckpointError, ContextLengthError, OverloadedError
 from gemma_serve.generation import (
+    ChatPrompt,
     FinishReason,
     GenerationDelta,
     GenerationRequest,
     GenerationStarted,
     GenerationStream,
     ModelDescription,
+    ModelLoad,
+    Prompt,
+    PromptToken,
     SamplingParams,
 )
 from gemma_serve.messages import TextPart
@@ -54,6 +58,12 @@ class ScriptedGenerator:
     async def check_health(self) -> None:
         pass
 
+    async def measure_load(self) -> ModelLoad:
+        return ModelLoad(num_running=self.num_running, num_waiting=0, cache_usage=0.0)
+
+    async def tokenize(self, prompt: Prompt) -> tuple[PromptToken, ...]:
+        raise NotImplementedError
+
     def close(self) -> None:
         pass
 
@@ -90,7 +100,8 @@ async def _admit(script: str) -> None:
 
 
 def _last_text(request: GenerationRequest) -> str:
-    part = request.messages[-1].parts[-1]
+    assert isinstance(request.prompt, ChatPrompt)
+    part = request.prompt.messages[-1].parts[-1]
     assert isinstance(part, TextPart)
     return part.text
 

@@ -19,11 +19,16 @@ from gemma_serve.errors import (
     UnavailableError,
 )
 from gemma_serve.generation import (
+    ChatPrompt,
     GenerationDelta,
     GenerationRequest,
     GenerationStarted,
     ModelDescription,
+    ModelLoad,
+    Prompt,
+    PromptToken,
     SamplingParams,
+    TokenPrompt,
 )
 
 STARTED = GenerationStarted(prompt_tokens=3)
@@ -31,7 +36,10 @@ DELTAS = [GenerationDelta(0, "hi", (1,))]
 DESCRIPTION = ModelDescription(
     max_model_len=100, vocab_size=10, default_sampling=SamplingParams(), vision=None
 )
-REQUEST = GenerationRequest(request_id="r", messages=(), sampling=SamplingParams())
+REQUEST = GenerationRequest(request_id="r", prompt=ChatPrompt(()), sampling=SamplingParams())
+LOAD = ModelLoad(num_running=1, num_waiting=2, cache_usage=0.5)
+PROMPT = TokenPrompt((5,))
+TOKENS = (PromptToken(5, b"x"),)
 FOREVER = object()
 
 
@@ -71,6 +79,8 @@ class FakeHandle:
             "generate": self._generate,
             "describe": self._describe,
             "check_health": self._check_health,
+            "measure_load": self._measure_load,
+            "tokenize": self._tokenize,
         }
         return FakeMethod(methods[method_name])
 
@@ -84,6 +94,13 @@ class FakeHandle:
 
     def _check_health(self) -> "FakeReply":
         return self._reply(None)
+
+    def _measure_load(self) -> "FakeReply":
+        return self._reply(LOAD)
+
+    def _tokenize(self, prompt: Prompt) -> "FakeReply":
+        assert prompt is PROMPT
+        return self._reply(TOKENS)
 
     def _reply(self, value: object) -> "FakeReply":
         self.replies.append(FakeReply(value, self.is_up))
@@ -249,3 +266,9 @@ async def test_health_is_asked_anew_each_time(monkeypatch: pytest.MonkeyPatch) -
     handle.is_up.clear()
     with pytest.raises(UnavailableError):
         await client.check_health()
+
+
+async def test_load_and_tokens_are_asked_of_a_replica() -> None:
+    client = client_of(FakeHandle())
+    assert await client.measure_load() == LOAD
+    assert await client.tokenize(PROMPT) == TOKENS

@@ -1,0 +1,184 @@
+"""The input items of a response request, and the chat messages that they are.
+
+Clients replay whole output items of any server, so unknown keys are skipped here.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
+
+from gemma_serve.openai_api.chat_messages import (
+    AssistantMessage,
+    FunctionCall,
+    ImageContentPart,
+    ImageUrl,
+    Message,
+    RefusalContentPart,
+    SystemMessage,
+    TextContentPart,
+    ToolCallItem,
+    ToolMessage,
+    UserMessage,
+)
+from gemma_serve.openai_api.field_types import Text
+
+
+class TextInput(BaseModel):
+    """Text; ``output_text`` is what a model said earlier."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: Text
+
+
+class RefusalInput(BaseModel):
+    """Text with which an assistant declined."""
+
+    type: Literal["refusal"]
+    refusal: Text
+
+
+class ImageInput(BaseModel):
+    """An image."""
+
+    type: Literal["input_image"]
+    image_url: Annotated[Text, Field(min_length=1, description="An https: or a data: URL.")]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+def _text_as_part(value: object) -> object:
+    return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
+
+
+UserPart = Annotated[TextInput | ImageInput, Field(discriminator="type")]
+AssistantPart = Annotated[TextInput | RefusalInput, Field(discriminator="type")]
+TextContent = Annotated[
+    list[TextInput], BeforeValidator(_text_as_part, json_schema_input_type=str | list[TextInput])
+]
+UserContent = Annotated[
+    list[UserPart], BeforeValidator(_text_as_part, json_schema_input_type=str | list[UserPart])
+]
+AssistantContent = Annotated[
+    list[AssistantPart],
+    BeforeValidator(_text_as_part, json_schema_input_type=str | list[AssistantPart]),
+]
+
+
+class SystemInput(BaseModel):
+    """Instructions in the midst of the input."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer"]
+    content: TextContent
+
+
+class UserInput(BaseModel):
+    """What the user says and shows."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user"]
+    content: UserContent
+
+
+class AssistantInput(BaseModel):
+    """What the model said."""
+
+    type: Literal["message"] = "message"
+    role: Literal["assistant"]
+    content: AssistantContent
+
+
+class FunctionCallInput(BaseModel):
+    """A call that the model made earlier."""
+
+    type: Literal["function_call"]
+    call_id: Text
+    name: Text
+    arguments: Text = Field(description="A JSON object as a string.")
+
+
+class FunctionCallOutput(BaseModel):
+    """The result of one call."""
+
+    type: Literal["function_call_output"]
+    call_id: Text
+    output: TextContent
+
+
+class ReasoningInput(BaseModel):
+    """Another model's thoughts, which are left out of the prompt."""
+
+    type: Literal["reasoning"]
+
+
+def _kind_of_item(value: object) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    if (kind := value.get("type") or "message") == "message":
+        role = value.get("role")
+        return role if isinstance(role, str) and role in _MESSAGE_ROLES else None
+    return kind if isinstance(kind, str) and kind in _OTHER_KINDS else None
+
+
+_MESSAGE_ROLES = frozenset(["user", "assistant", "system", "developer"])
+_OTHER_KINDS = frozenset(["function_call", "function_call_output", "reasoning"])
+
+InputItem = Annotated[
+    Annotated[UserInput, Tag("user")]
+    | Annotated[AssistantInput, Tag("assistant")]
+    | Annotated[SystemInput, Tag("system")]
+    | Annotated[SystemInput, Tag("developer")]
+    | Annotated[FunctionCallInput, Tag("function_call")]
+    | Annotated[FunctionCallOutput, Tag("function_call_output")]
+    | Annotated[ReasoningInput, Tag("reasoning")],
+    Discriminator(
+        _kind_of_item,
+        custom_error_type="unsupported",
+        custom_error_message="An item must be a message of a user, assistant, system or developer, "
+        "a function_call, a function_call_output or a reasoning",
+    ),
+]
+
+
+def messages_of(items: Sequence[InputItem]) -> Iterator[tuple[int, Message]]:
+    """The chat messages that the items are, each with its item's index."""
+    for index, item in enumerate(items):
+        if (message := _message_of(item)) is not None:
+            yield index, message
+
+
+def _message_of(item: InputItem) -> Message | None:
+    match item:
+        case UserInput(content=parts):
+            return UserMessage(role="user", content=[_user_part(part) for part in parts])
+        case AssistantInput(content=parts):
+            said = [_assistant_part(part) for part in parts]
+            return AssistantMessage(role="assistant", content=said)
+        case SystemInput(role=role, content=parts):
+            return SystemMessage(role=role, content=[_text_part(part) for part in parts])
+        case FunctionCallInput(call_id=call_id, name=name, arguments=arguments):
+            function = FunctionCall(name=name, arguments=arguments)
+            call = ToolCallItem(id=call_id, function=function)
+            return AssistantMessage(role="assistant", tool_calls=[call])
+        case FunctionCallOutput(call_id=call_id, output=parts):
+            texts = [_text_part(part) for part in parts]
+            return ToolMessage(role="tool", content=texts, tool_call_id=call_id)
+        case _:
+            return None
+
+
+def _text_part(part: TextInput) -> TextContentPart:
+    return TextContentPart(type="text", text=part.text)
+
+
+def _user_part(part: TextInput | ImageInput) -> TextContentPart | ImageContentPart:
+    if isinstance(part, TextInput):
+        return _text_part(part)
+    image_url = ImageUrl(url=part.image_url, detail=part.detail)
+    return ImageContentPart(type="image_url", image_url=image_url)
+
+
+def _assistant_part(part: TextInput | RefusalInput) -> TextContentPart | RefusalContentPart:
+    if isinstance(part, TextInput):
+        return _text_part(part)
+    return RefusalContentPart(type="refusal", refusal=part.refusal)

@@ -1,0 +1,127 @@
+"""What the responses endpoint answers, as the OpenAPI document states it."""
+
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from gemma_serve.openai_api.response_schemas import ResponseModel
+from gemma_serve.openai_api.responses.request_schemas import (
+    FunctionTool,
+    NamedFunction,
+    TextOptions,
+)
+
+
+class OutputText(ResponseModel):
+    """A piece of a message."""
+
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: tuple[str, ...] = ()
+    logprobs: tuple[str, ...] = ()
+
+
+class OutputMessage(ResponseModel):
+    """What the model said."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    status: Literal["in_progress", "completed", "incomplete"]
+    content: list[OutputText]
+
+
+class InputTokensDetails(ResponseModel):
+    """``cached_tokens``: taken from a cache instead of computed."""
+
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputTokensDetails(ResponseModel):
+    """Gemma 3 does not reason apart from its answer."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(ResponseModel):
+    """Tokens of one response."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    total_tokens: int
+
+
+class IncompleteDetails(ResponseModel):
+    """Why a response ends too early."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class ResponseError(ResponseModel):
+    """Why a response failed."""
+
+    code: Literal["server_error"] = "server_error"
+    message: str
+
+
+class Reasoning(ResponseModel):
+    """Gemma 3 does none."""
+
+    effort: None = None
+    summary: None = None
+
+
+class Response(ResponseModel):
+    """One answer of the model, and what it was asked for with."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    model: str
+    output: list[OutputMessage]
+    previous_response_id: str | None
+    parallel_tool_calls: bool
+    tools: list[FunctionTool]
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction
+    temperature: float
+    top_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    top_logprobs: int = 0
+    max_output_tokens: int | None
+    max_tool_calls: None = None
+    reasoning: Reasoning = Reasoning()
+    text: TextOptions
+    truncation: Literal["disabled"] = "disabled"
+    store: bool
+    background: Literal[False] = False
+    service_tier: Literal["default"] = "default"
+    metadata: dict[str, str]
+    safety_identifier: None = None
+    prompt_cache_key: None = None
+    usage: ResponseUsage | None = None
+
+
+class ResponseEvent(ResponseModel):
+    """One event of a stream; what else it has depends on its type."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    sequence_number: int
+
+
+class DeletedResponse(ResponseModel):
+    """A response that is no longer stored."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
