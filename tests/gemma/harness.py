@@ -59,8 +59,12 @@ def paged_logits(
     chunk_size: int,
     attention: type[PagedAttention],
     block_size: int = BLOCK_SIZE,
+    num_decoded: int = 0,
 ) -> list[Tensor]:
-    """Logits ``[num_tokens, vocab_size]`` of each prompt, all computed together in chunks."""
+    """Logits ``[num_tokens, vocab_size]`` of each prompt, all computed together in chunks.
+
+    ``num_decoded``: so many of each prompt's last tokens come one a step, as if they were sampled.
+    """
     model = gemma.model
     text_model = model.get_decoder()
     device = text_model.embed_tokens.weight.device
@@ -74,7 +78,7 @@ def paged_logits(
     for arrival, inputs in enumerate(prompts):
         sequence = make_sequence(blocks, arrival=arrival)
         sequence.prompt = inputs
-        sequence.token_ids = list(inputs.token_ids)
+        sequence.token_ids = list(inputs.token_ids[: len(inputs.token_ids) - num_decoded])
         scheduler.add(sequence)
     while batch := scheduler.schedule():
         rows = runner.logits(batch)
@@ -84,7 +88,12 @@ def paged_logits(
             logits[scheduled.sequence.arrival].append(rows[row : row + num_tokens])
             row += num_tokens
         scheduler.mark_computed(batch)
-        scheduler.remove([s.sequence for s in batch.sampling])
+        for sequence in [s.sequence for s in batch.sampling]:
+            num_known = len(sequence.token_ids)
+            if num_known == len(sequence.prompt.token_ids):
+                scheduler.remove([sequence])
+            else:
+                sequence.token_ids.append(sequence.prompt.token_ids[num_known])
     return [torch.cat(of_prompt) for of_prompt in logits]
 
 

@@ -69,10 +69,12 @@ def test_text_and_images_of_several_requests_in_one_step(attention: type[PagedAt
 def test_sequences_of_very_different_lengths_decode_together(
     attention: type[PagedAttention],
 ) -> None:
-    """One long chat and many short ones, the last token of each by itself."""
+    """One long chat and many short ones, in the same steps."""
     model = tiny_text_model(sliding_window=WINDOW)
-    prompts = [prompt(n, seed=n) for n in (3, 700, 5, 300, 40)]
-    results = paged_logits(loaded(model), prompts, chunk_size=1, attention=attention)
+    prompts = [prompt(n, seed=n) for n in (4, 700, 5, 300, 40)]
+    results = paged_logits(
+        loaded(model), prompts, chunk_size=10_000, attention=attention, num_decoded=3
+    )
     for inputs, logits in zip(prompts, results, strict=True):
         torch.testing.assert_close(logits, transformers_logits(model, inputs), atol=2e-4, rtol=1e-4)
 

@@ -130,15 +130,17 @@ def test_sglang_4807_window_holds_in_every_layer_far_beyond_it(
 
 
 @each_backend
-@pytest.mark.parametrize("chunk_size", [1, 50])
+@pytest.mark.parametrize("num_decoded", [0, 3])
 def test_vllm_14881_window_holds_for_requests_that_share_a_prefix(
-    attention: type[PagedAttention], chunk_size: int
+    attention: type[PagedAttention], num_decoded: int
 ) -> None:
     """The path for shared prefixes forgot the window."""
     model = tiny_text_model(sliding_window=WINDOW)
     prefix = prompt(5 * WINDOW).token_ids
     prompts = [PromptInputs((*prefix, *prompt(3 + i, seed=i + 1).token_ids)) for i in range(6)]
-    results = paged_logits(loaded(model), prompts, chunk_size=chunk_size, attention=attention)
+    results = paged_logits(
+        loaded(model), prompts, chunk_size=50, attention=attention, num_decoded=num_decoded
+    )
     for inputs, logits in zip(prompts, results, strict=True):
         assert_same(logits, transformers_logits(model, inputs))
 
@@ -212,15 +214,20 @@ def test_maxtext_2179_logits_do_not_depend_on_how_the_prompt_was_cut(
 
 
 @each_backend
-@pytest.mark.parametrize("chunk_size", [1, ALL_AT_ONCE])
+@pytest.mark.parametrize("num_decoded", [0, 3])
 def test_transformers_45491_no_nan_where_lengths_differ_much(
-    attention: type[PagedAttention], chunk_size: int
+    attention: type[PagedAttention], num_decoded: int
 ) -> None:
     """5 and 2,000 tokens together: padding, of which a window sees nothing else."""
     model = tiny_text_model(sliding_window=WINDOW)
-    prompts = [prompt(5, seed=1), prompt(2000 if chunk_size > 1 else 200, seed=2)]
+    prompts = [prompt(num_tokens, seed=num_tokens) for num_tokens in (5, 2000, 30)]
     results = paged_logits(
-        loaded(model), prompts, chunk_size=chunk_size, attention=attention, block_size=16
+        loaded(model),
+        prompts,
+        chunk_size=ALL_AT_ONCE,
+        attention=attention,
+        block_size=16,
+        num_decoded=num_decoded,
     )
     for inputs, logits in zip(prompts, results, strict=True):
         assert logits.isfinite().all()
