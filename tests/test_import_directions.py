@@ -24,6 +24,7 @@ FORBIDDEN = {
     "gemma_serve/engine/config.py": HTTP + OUTSIDE,
     "gemma_serve/openai_api": MODEL,
     "gemma_serve/images": MODEL + HTTP,
+    "gemma_serve/tool_calling": HTTP + MODEL + OUTSIDE,
     "gemma_serve/engine": (*HTTP, "transformers", "accelerate", "gemma_serve.gemma"),
     "gemma_serve/gemma": HTTP,
     "config": ("ray", "torch", "transformers", "deployments", "serve_app"),
