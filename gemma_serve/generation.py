@@ -6,9 +6,9 @@ Everything here crosses process borders by pickle and needs the standard library
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
-from gemma_serve.messages import ChatMessage
+from gemma_serve.messages import ChatMessage, ToolOffer
 
 
 class FinishReason(StrEnum):
@@ -58,6 +58,15 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConstraint:
+    """What every completion of a request must look like."""
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    value: str
+    """JSON text, pattern, JSON list of choices, or grammar text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """What one client asked: one prompt, ``n`` sequences."""
 
@@ -65,6 +74,8 @@ class GenerationRequest:
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
     n: int = 1
+    tools: ToolOffer | None = None
+    output_constraint: OutputConstraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +153,8 @@ class ModelDescription:
     """The checkpoint's own defaults, for what a client leaves open."""
     vision: VisionInput | None
     """``None``: the model takes text only."""
+    calls_tools: bool = True
+    """Whether it is able to call functions when a prompt explains them."""
 
 
 class GenerationStream:

@@ -9,6 +9,7 @@ from gemma_serve.engine.engine import Engine
 from gemma_serve.engine.stats import EngineStats
 from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.engine_builder import build_engine, max_model_len
+from gemma_serve.gemma.function_calling import calls_tools
 from gemma_serve.gemma.loading import LoadedGemma, load_gemma
 from gemma_serve.gemma.prompt import PromptBuilder
 from gemma_serve.generation import GenerationRequest, GenerationStream, ModelDescription
@@ -47,6 +48,7 @@ class GemmaGenerator:
             vocab_size=gemma.model.lm_head.out_features,
             default_sampling=gemma.default_sampling,
             vision=gemma.vision,
+            calls_tools=calls_tools(gemma.model.config),
         )
         prompt_builder = PromptBuilder(
             gemma.tokenizer,
@@ -66,7 +68,9 @@ class GemmaGenerator:
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
         """As ``GenerationClient.generate``. Templating and tokenizing run on a worker thread."""
-        prompt = await asyncio.to_thread(self._prompt_builder.build, request.messages)
+        prompt = await asyncio.to_thread(
+            self._prompt_builder.build, request.messages, request.tools
+        )
         return self._engine.submit(request.request_id, prompt, request.sampling, request.n)
 
     async def check_health(self) -> None:

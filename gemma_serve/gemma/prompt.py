@@ -12,7 +12,8 @@ from gemma_serve.errors import ContextLengthError, InvalidRequestError
 from gemma_serve.gemma.history import Turn, fit_history
 from gemma_serve.gemma.rendering import START_OF_IMAGE, ChatRenderer, Segment
 from gemma_serve.generation import VisionInput
-from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart
+from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart, ToolOffer
+from gemma_serve.tool_calling.prompt import tool_prompt
 
 _END_OF_IMAGE: Final = "<end_of_image>"
 
@@ -49,15 +50,19 @@ class PromptBuilder:
         self._max_token_length = max(len(token) for token in tokenizer.get_vocab())
         self._control_tokens_per_turn = self._count_control_tokens_per_turn()
 
-    def build(self, messages: Sequence[ChatMessage]) -> PromptInputs:
+    def build(
+        self, messages: Sequence[ChatMessage], tools: ToolOffer | None = None
+    ) -> PromptInputs:
         """The prompt of any legal history; a trailing assistant message is continued.
+
+        What ``tools`` offers comes first, so that chats that differ after it share its tokens.
 
         Raises ``InvalidRequestError`` for an image that the model cannot see and for text that is
         not Unicode, ``ContextLengthError`` for a prompt that leaves no room for an answer.
         """
         self._check_images(messages)
         self._refuse_if_too_many(messages)
-        turns = fit_history(messages)
+        turns = _turns(messages, tools)
         self._refuse_if_too_long(self._min_num_tokens(turns))
         segments = self._with_bos(self._renderer.render(turns))
         runs: list[list[Segment]] = [[]]  # of text, each but the last followed by a view
@@ -202,6 +207,13 @@ class PromptBuilder:
             verbose=False,
         )["input_ids"]
         return [token_id for encoding in encodings for token_id in encoding]
+
+
+def _turns(messages: Sequence[ChatMessage], tools: ToolOffer | None) -> tuple[Turn, ...]:
+    if tools is None:
+        return fit_history(messages)
+    opening = ChatMessage(Role.SYSTEM, (TextPart(tool_prompt(tools)),))
+    return fit_history([opening, *messages], tools.form)
 
 
 def _image(image: ImagePart) -> Iterator[Segment | _View]:
