@@ -17,6 +17,7 @@ from gemma_serve.generation import GenerationClient
 from gemma_serve.images.loader import ImageLoader
 from gemma_serve.openai_api.chat_completions import ChatCompletions, check_model
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.chat_tools import ToolRules
 from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.disconnects import CancelOnDisconnect
 from gemma_serve.openai_api.error_responses import (
@@ -74,7 +75,7 @@ def build_app(
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
-    _add_chat_routes(app, ChatCompletions(client, config, loader))
+    _add_chat_routes(app, ChatCompletions(client, config, loader, ToolRules(config)))
     _add_model_routes(app, client, config)
     _add_status_routes(app, client)
     return app

@@ -14,6 +14,7 @@ from gemma_serve.images.loader import ImageLoader
 from gemma_serve.openai_api.chat_requests import build_generation_request
 from gemma_serve.openai_api.chat_responses import ChatCompletionBuilder, ChunkPayload
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.chat_tools import ToolRules
 from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.disconnects import finish_despite_cancellation
 from gemma_serve.openai_api.error_responses import error_body, log_failure
@@ -29,6 +30,7 @@ class ChatCompletions:
     client: GenerationClient
     config: ApiConfig
     image_loader: ImageLoader
+    tool_rules: ToolRules
 
     async def create(self, body: ChatCompletionRequest, *, request_id: str) -> Response:
         """Admit the request and answer it; ``request_id`` is what logs call it, here and there.
@@ -38,12 +40,15 @@ class ChatCompletions:
         if body.model_extra:
             logger.debug("ignored request_id=%s fields=%a", request_id, sorted(body.model_extra))
         check_model(body.model, self.config)
+        description = await self.client.describe()
+        tool_use = self.tool_rules.apply(body, description)
         request = await build_generation_request(
             body,
             request_id=request_id,
-            description=await self.client.describe(),
+            description=description,
             image_loader=self.image_loader,
             image_limits=self.config.limits.images,
+            tool_use=tool_use,
         )
         stream = await self.client.generate(request)
         answer = _Answer(
@@ -56,6 +61,7 @@ class ChatCompletions:
                 n=request.n,
                 started=stream.started,
                 stream_usage=_wants_usage(body),
+                make_parser=None if tool_use is None else tool_use.parser,
             ),
         )
         if body.stream:

@@ -26,6 +26,7 @@ from gemma_serve.openai_api.chat_messages import (
     ToolMessage,
 )
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.chat_tools import ToolUse
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ async def build_generation_request(
     description: ModelDescription,
     image_loader: ImageLoader,
     image_limits: ImageLimits,
+    tool_use: ToolUse | None = None,
 ) -> GenerationRequest:
     """Check what takes more than one field or the model to check, and fetch the images.
 
@@ -64,6 +66,8 @@ async def build_generation_request(
         ),
         sampling=sampling,
         n=body.n or 1,
+        tools=None if tool_use is None else tool_use.offer,
+        output_constraint=None if tool_use is None else tool_use.constraint,
     )
 
 
@@ -72,12 +76,6 @@ def _check_combinations(body: ChatCompletionRequest) -> None:
         raise InvalidRequestError(
             "stream_options is only allowed when stream is true",
             param="stream_options",
-            code="invalid_value",
-        )
-    if body.tool_choice == "auto" and body.tools is None:
-        raise InvalidRequestError(
-            "tool_choice is only allowed when tools are given",
-            param="tool_choice",
             code="invalid_value",
         )
     _check_turn_to_generate(body)

@@ -1,19 +1,41 @@
 """One record of an answer, from which both the stream's chunks and the completion are made."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NotRequired, TypedDict
 
 from gemma_serve.errors import GenerationError
 from gemma_serve.generation import FinishReason, GenerationDelta, GenerationStarted, Usage
 from gemma_serve.openai_api.response_schemas import (
+    AnsweredToolCall,
     AssistantAnswer,
+    CalledFunction,
     ChatCompletion,
     Choice,
+    ChoiceFinishReason,
     CompletionTokensDetails,
     CompletionUsage,
     PromptTokensDetails,
+    ToolCallingAnswer,
 )
+from gemma_serve.tool_calling.events import AnswerEvent, ArgumentsPiece, CallStarted, TextPiece
+from gemma_serve.tool_calling.parser import ToolCallParser
+
+
+class FunctionPayload(TypedDict):
+    """``FunctionDelta`` as it is written."""
+
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallPayload(TypedDict):
+    """``ToolCallDelta`` as it is written."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionPayload
 
 
 class DeltaPayload(TypedDict, total=False):
@@ -22,6 +44,7 @@ class DeltaPayload(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
     refusal: None
+    tool_calls: list[ToolCallPayload]
 
 
 class ChoicePayload(TypedDict):
@@ -30,7 +53,7 @@ class ChoicePayload(TypedDict):
     index: int
     delta: DeltaPayload
     logprobs: None
-    finish_reason: FinishReason | None
+    finish_reason: ChoiceFinishReason | None
 
 
 class ChunkPayload(TypedDict):
@@ -44,16 +67,71 @@ class ChunkPayload(TypedDict):
     usage: NotRequired[dict[str, object] | None]
 
 
+@dataclass(frozen=True, slots=True)
+class ChoiceUpdate:
+    """What one step of the engine brought of one choice."""
+
+    index: int
+    events: Sequence[AnswerEvent]
+    finish_reason: ChoiceFinishReason | None
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class _ChoiceRecord:
+    parser: ToolCallParser | None
     texts: list[str] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
     num_tokens: int = 0
-    finish_reason: FinishReason | None = None
+    finish_reason: ChoiceFinishReason | None = None
 
-    def add(self, delta: GenerationDelta) -> None:
-        self.texts.append(delta.text)
+    def add(self, delta: GenerationDelta) -> ChoiceUpdate:
+        events = self._read(delta)
+        for event in events:
+            match event:
+                case TextPiece(text):
+                    self.texts.append(text)
+                case CallStarted(id=call_id, name=name):
+                    self.calls.append(_Call(call_id, name))
+                case ArgumentsPiece(index, text):
+                    self.calls[index].arguments.append(text)
         self.num_tokens += len(delta.token_ids)
-        self.finish_reason = delta.finish_reason
+        self.finish_reason = self._finish_reason(delta)
+        return ChoiceUpdate(delta.index, events, self.finish_reason)
+
+    def message(self) -> AssistantAnswer | ToolCallingAnswer:
+        text = "".join(self.texts)
+        if not self.calls:
+            return AssistantAnswer(content=text)
+        calls = [
+            AnsweredToolCall(
+                id=call.id,
+                function=CalledFunction(name=call.name, arguments="".join(call.arguments)),
+            )
+            for call in self.calls
+        ]
+        return ToolCallingAnswer(content=text or None, tool_calls=calls)
+
+    def _read(self, delta: GenerationDelta) -> Sequence[AnswerEvent]:
+        if self.parser is None:
+            return (TextPiece(delta.text),) if delta.text else ()
+        events = self.parser.feed(delta.text)
+        return events if delta.finish_reason is None else (*events, *self.parser.finish())
+
+    def _finish_reason(self, delta: GenerationDelta) -> ChoiceFinishReason | None:
+        match delta.finish_reason:
+            case FinishReason.STOP:
+                return "tool_calls" if self.calls else "stop"
+            case FinishReason.LENGTH:
+                return "length"
+            case None:
+                return None
 
 
 class ChatCompletionBuilder:
@@ -68,17 +146,21 @@ class ChatCompletionBuilder:
         n: int,
         started: GenerationStarted,
         stream_usage: bool = False,
+        make_parser: Callable[[], ToolCallParser] | None = None,
     ) -> None:
-        """``created``: Unix time in seconds. ``stream_usage``: the client asked to be told."""
+        """``created``: Unix time in seconds. ``stream_usage``: the client asked to be told.
+
+        ``make_parser``: finds calls in one choice's text; ``None``: there are none to find.
+        """
         self.completion_id = completion_id
         self._created = created
         self._model = model
         self._started = started
         self._stream_usage = stream_usage
-        self._choices = [_ChoiceRecord() for _ in range(n)]
+        self._choices = [_ChoiceRecord(make_parser() if make_parser else None) for _ in range(n)]
 
     @property
-    def finish_reasons(self) -> list[FinishReason | None]:
+    def finish_reasons(self) -> list[ChoiceFinishReason | None]:
         """One per choice; ``None`` while it goes on."""
         return [choice.finish_reason for choice in self._choices]
 
@@ -91,15 +173,13 @@ class ChatCompletionBuilder:
             cached_tokens=self._started.cached_tokens,
         )
 
-    def add(self, deltas: Iterable[GenerationDelta]) -> Sequence[GenerationDelta]:
-        """Record one step's deltas; gives them back with each choice's own merged."""
+    def add(self, deltas: Iterable[GenerationDelta]) -> Sequence[ChoiceUpdate]:
+        """Record one step's deltas; gives back what each choice's own, merged, turned out to be."""
         merged: dict[int, GenerationDelta] = {}
         for delta in deltas:
             earlier = merged.get(delta.index)
             merged[delta.index] = delta if earlier is None else earlier + delta
-        for delta in merged.values():
-            self._choices[delta.index].add(delta)
-        return tuple(merged.values())
+        return tuple(self._choices[delta.index].add(delta) for delta in merged.values())
 
     def require_finished(self) -> None:
         """Raise ``GenerationError`` if the engine stopped before every choice had ended."""
@@ -116,7 +196,7 @@ class ChatCompletionBuilder:
             choices=[
                 Choice(
                     index=index,
-                    message=AssistantAnswer(content="".join(choice.texts)),
+                    message=choice.message(),
                     finish_reason=choice.finish_reason,
                 )
                 for index, choice in enumerate(self._choices)
@@ -130,13 +210,13 @@ class ChatCompletionBuilder:
         for index in range(len(self._choices)):
             yield self._choice_chunk(index, {"role": "assistant", "content": "", "refusal": None})
 
-    def delta_chunks(self, deltas: Iterable[GenerationDelta]) -> Iterator[ChunkPayload]:
+    def delta_chunks(self, updates: Iterable[ChoiceUpdate]) -> Iterator[ChunkPayload]:
         """The chunks of what ``add`` gave back."""
-        for delta in deltas:
-            if delta.text:
-                yield self._choice_chunk(delta.index, {"content": delta.text})
-            if delta.finish_reason is not None:
-                yield self._choice_chunk(delta.index, {}, delta.finish_reason)
+        for update in updates:
+            for event in update.events:
+                yield self._choice_chunk(update.index, _delta(event))
+            if update.finish_reason is not None:
+                yield self._choice_chunk(update.index, {}, update.finish_reason)
 
     def usage_chunks(self) -> Iterator[ChunkPayload]:
         """The chunk that closes a stream, if the client asked for it."""
@@ -146,7 +226,7 @@ class ChatCompletionBuilder:
             yield chunk
 
     def _choice_chunk(
-        self, index: int, delta: DeltaPayload, finish_reason: FinishReason | None = None
+        self, index: int, delta: DeltaPayload, finish_reason: ChoiceFinishReason | None = None
     ) -> ChunkPayload:
         return self._chunk(
             [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
@@ -163,6 +243,23 @@ class ChatCompletionBuilder:
         if self._stream_usage:
             chunk["usage"] = None
         return chunk
+
+
+def _delta(event: AnswerEvent) -> DeltaPayload:
+    match event:
+        case TextPiece(text):
+            return {"content": text}
+        case CallStarted(index, call_id, name):
+            function: FunctionPayload = {"name": name, "arguments": ""}
+            call: ToolCallPayload = {
+                "index": index,
+                "id": call_id,
+                "type": "function",
+                "function": function,
+            }
+            return {"tool_calls": [call]}
+        case ArgumentsPiece(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
 def _completion_usage(usage: Usage) -> CompletionUsage:

@@ -4,12 +4,13 @@ Every optional field takes ``null`` for absent. Fields that nobody declared are 
 clients of other servers send them, and logged.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gemma_serve.openai_api.chat_messages import Message
 from gemma_serve.openai_api.field_types import Bool, Int, Number, StopStrings, Text
+from gemma_serve.openai_api.tool_schemas import MAX_TOOLS, Tool, ToolChoiceField
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
 INT64_MAX: Final = 2**63 - 1
@@ -33,22 +34,6 @@ class StreamOptions(BaseModel):
     """What a stream carries besides text."""
 
     include_usage: Bool | None = None
-
-
-class FunctionDefinition(BaseModel):
-    """A function that a model may call."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    description: str | None = None
-    parameters: dict[str, object] | None = Field(default=None, description="A JSON Schema.")
-    strict: Bool | None = None
-
-
-class Tool(BaseModel):
-    """A tool; functions are the only kind."""
-
-    type: Literal["function"]
-    function: FunctionDefinition
 
 
 class ChatCompletionRequest(UnsupportedFields):
@@ -121,11 +106,14 @@ class ChatCompletionRequest(UnsupportedFields):
         default=None,
         description="Only with `stream`. `include_usage`: a last chunk counts the tokens.",
     )
-    tools: list[Tool] | None = Field(
-        default=None, description="Checked, then left out of the prompt: the model answers in text."
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = Field(
+        default=None, description="Functions that the model may call; see [Tools](#tools)."
+    )
+    tool_choice: ToolChoiceField | None = Field(
+        default=None, description="Whether the model may or must call, and which of them."
     )
     parallel_tool_calls: Bool | None = Field(
-        default=None, description="Without effect, as no tools are called."
+        default=None, description="`false`: at most one call per choice."
     )
     continue_final_message: Bool | None = Field(
         default=None,

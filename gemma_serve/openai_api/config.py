@@ -1,8 +1,12 @@
 """How the API presents itself, and to whom."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from gemma_serve.messages import ToolForm
 from gemma_serve.openai_api.limits import ApiLimits
+
+ToolPolicy = Literal["prompt", "ignore", "reject"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,4 +19,7 @@ class ApiConfig:
     """Any of these opens every path but ``/health``; none at all: no key is asked for."""
     cors_allow_origins: tuple[str, ...] = ()
     """Web origins whose pages may call this server from a browser; ``*`` allows all."""
+    tools: ToolPolicy | None = None
+    """What ``tools`` do that a model may call: ``None`` leaves it to what the model can."""
+    tool_form: ToolForm = "json"
     limits: ApiLimits = field(default_factory=ApiLimits)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from gemma_serve.generation import FinishReason
+ChoiceFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ResponseModel(BaseModel):
@@ -48,13 +48,38 @@ class AssistantAnswer(ResponseModel):
     annotations: list[str] = []
 
 
+class CalledFunction(ResponseModel):
+    """``arguments`` is a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredToolCall(ResponseModel):
+    """A function that the model calls."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ToolCallingAnswer(ResponseModel):
+    """The message to append to the chat, before the results of its calls."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    annotations: list[str] = []
+    tool_calls: list[AnsweredToolCall]
+
+
 class Choice(ResponseModel):
     """One of ``n`` answers."""
 
     index: int
-    message: AssistantAnswer
+    message: AssistantAnswer | ToolCallingAnswer
     logprobs: None = None
-    finish_reason: FinishReason
+    finish_reason: ChoiceFinishReason
 
 
 class ChatCompletion(ResponseModel):
@@ -68,12 +93,29 @@ class ChatCompletion(ResponseModel):
     usage: CompletionUsage
 
 
+class FunctionDelta(ResponseModel):
+    """The name once, then pieces of the arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(ResponseModel):
+    """What is new of one call; ``id`` and ``type`` come with the name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChoiceDelta(ResponseModel):
-    """The role first, then pieces of the content, then nothing with the finish reason."""
+    """The role first, then pieces of content and calls, then nothing with the finish reason."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(ResponseModel):
@@ -82,7 +124,7 @@ class ChunkChoice(ResponseModel):
     index: int
     delta: ChoiceDelta
     logprobs: None
-    finish_reason: FinishReason | None
+    finish_reason: ChoiceFinishReason | None
 
 
 class ChatCompletionChunk(ResponseModel):

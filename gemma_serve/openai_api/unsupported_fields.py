@@ -34,7 +34,6 @@ class TextFormat(BaseModel):
 class UnsupportedFields(BaseModel):
     """What a later release may lift, a field at a time."""
 
-    tool_choice: Literal["none", "auto"] | None = None
     functions: UnsupportedIfSet = None
     function_call: Literal["none", "auto"] | None = None
     response_format: TextFormat | None = None

@@ -8,8 +8,9 @@ import httpx
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Scope
 
+from gemma_serve.messages import ToolForm
 from gemma_serve.openai_api.app import build_app
-from gemma_serve.openai_api.config import ApiConfig
+from gemma_serve.openai_api.config import ApiConfig, ToolPolicy
 from gemma_serve.openai_api.limits import ApiLimits
 from tests.fakes import FakeGenerationClient, FakeImageLoader
 
@@ -25,12 +26,16 @@ def make_app(
     api_keys: tuple[str, ...] = (),
     cors_allow_origins: tuple[str, ...] = (),
     limits: ApiLimits | None = None,
+    tools: ToolPolicy | None = None,
+    tool_form: ToolForm = "json",
 ) -> FastAPI:
     config = ApiConfig(
         model_name=MODEL,
         api_keys=api_keys,
         cors_allow_origins=cors_allow_origins,
         limits=limits or ApiLimits(),
+        tools=tools,
+        tool_form=tool_form,
     )
     return build_app(client, config, image_loader or FakeImageLoader())
 
