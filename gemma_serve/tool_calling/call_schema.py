@@ -15,6 +15,7 @@ _SCHEMA_MAPS: Final = frozenset(
 )
 """Keywords whose value has a schema under every key, which is a name and no keyword."""
 _DATA: Final = frozenset({"const", "enum", "default", "examples", "example"})
+_NULLABLE: Final = frozenset({"const", "default"})
 _OPEN: Final = frozenset(
     {"additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames"}
     | {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "minProperties"}
@@ -62,8 +63,15 @@ def _parameters(tool: ToolDefinition) -> dict[str, object]:
 
 
 def _moved(schema: Mapping[str, object], root: str) -> dict[str, object]:
-    """``schema`` with its references to the document's root leading to ``root``."""
-    return {key: _moved_value(key, value, root) for key, value in schema.items()}
+    """``schema`` with its references to the document's root leading to ``root``.
+
+    Keywords that are ``null`` are left out: clients write those for absent ones.
+    """
+    return {
+        key: _moved_value(key, value, root)
+        for key, value in schema.items()
+        if value is not None or key in _NULLABLE
+    }
 
 
 def _moved_value(key: str, value: object, root: str) -> object:

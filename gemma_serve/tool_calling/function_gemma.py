@@ -18,7 +18,11 @@ END: Final = "<end_function_call>"
 ESCAPE: Final = "<escape>"
 
 _MAX_DEPTH: Final = 64
-_SCALAR: Final = re.compile(r"true|false|null|-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_SCALAR: Final = re.compile(
+    r"true|false|null|True|False|None|-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"
+)
+# Chat templates show values as Python writes them, so the model does too.
+_PYTHON_NAMES: Final = {"True": "true", "False": "false", "None": "null"}
 _KEY: Final = re.compile(r"([^:{}\[\],<]+):")
 
 
@@ -93,7 +97,7 @@ class _Value:
         match = _SCALAR.match(self._text, start)
         if match is None:
             raise NotACall
-        self._pieces.append(match[0])
+        self._pieces.append(_PYTHON_NAMES.get(match[0], match[0]))
         return match.end()
 
     def _items(self, position: int, closing: str, depth: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Final
 
 from gemma_serve.tool_calling.call_sink import CallSink
@@ -14,6 +15,14 @@ _KEYS: Final = (*_NAME_KEYS, *_ARGUMENTS_KEYS, "type")
 _MAX_HELD_DEPTH: Final = 64
 """Brackets within arguments whose function is not known yet. Without a bound, an answer of nothing
 but brackets would be read again once for each."""
+
+
+@dataclass(slots=True)
+class _Members:
+    """What is known of a call that has not gone to the sink."""
+
+    name: str | None = None
+    arguments: str | None = None
 
 
 class JsonCallReader:
@@ -31,41 +40,44 @@ class JsonCallReader:
 
     def read(self) -> Reading[None]:
         """Raises ``NotACall`` while nothing has gone to the sink."""
-        source = self._source
-        name: str | None = None
-        arguments: str | None = None
-        yield from source.expect("{")
-        while True:
-            key = yield from self._key()
-            opening = yield from source.skip_whitespace()
-            if key == "function" and opening == "{" and name is None and arguments is None:
-                yield from self.read()
-                break
-            if key in _NAME_KEYS and name is None:
-                name = yield from self._word(self._names)
-            elif key == "type":
-                yield from self._word(("function",))
-            elif key not in _ARGUMENTS_KEYS or arguments is not None:
-                raise NotACall
-            elif name is not None and opening == "{":
-                self._sink.start(name)
-                yield from self._pass_on_arguments()
-                break
-            else:
-                arguments = yield from self._held_arguments(opening)
-            if name is not None and arguments is not None:
-                self._sink.start(name)
-                self._sink.add(arguments)
-                source.settle()
-                break
+        members = _Members()
+        yield from self._source.expect("{")
+        while not (yield from self._made_call_of(members)):
             if not (yield from self._goes_on()):
-                if name is None:
+                if members.name is None:
                     raise NotACall
-                self._sink.start(name)
-                self._sink.add("{}")
-                source.settle()
+                self._call(members.name, "{}")
                 return
         yield from self._finish_object()
+
+    def _made_call_of(self, members: _Members) -> Reading[bool]:
+        """Read one more member; whether all of the call has gone to the sink with it."""
+        key = yield from self._key()
+        opening = yield from self._source.skip_whitespace()
+        if key == "type":
+            yield from self._word(("function",))
+        elif key == "function" and opening == "{" and members == _Members():
+            yield from self.read()
+            return True
+        elif key in _NAME_KEYS and members.name is None:
+            members.name = yield from self._word(self._names)
+        elif key not in _ARGUMENTS_KEYS or members.arguments is not None:
+            raise NotACall
+        elif opening == "{" and members.name is not None:
+            self._sink.start(members.name)
+            yield from self._pass_on_arguments()
+            return True
+        else:
+            members.arguments = yield from self._held_arguments(opening)
+        if members.name is None or members.arguments is None:
+            return False
+        self._call(members.name, members.arguments)
+        return True
+
+    def _call(self, name: str, arguments: str) -> None:
+        self._sink.start(name)
+        self._sink.add(arguments)
+        self._source.settle()
 
     def _key(self) -> Reading[str]:
         yield from self._source.skip_whitespace()

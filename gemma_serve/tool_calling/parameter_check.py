@@ -14,9 +14,10 @@ _MAX_DEPTH: Final = 64
 def schema_mistake(schema: Mapping[str, object]) -> tuple[str, str] | None:
     """Where the parameters of a function are wrong, from ``.`` on, and how; ``None``: nowhere.
 
-    They must describe an object. Only what every validator refuses is a mistake.
+    They must describe an object. Only what every validator refuses is a mistake, and not all of
+    that: a keyword that is ``null`` is taken for absent, as in the rest of a request.
     """
-    if schema.get("type", "object") != "object":
+    if (schema.get("type") or "object") != "object":
         return ".type", "the parameters of a function must be an object"
     return next(_mistakes(schema, "", 0), None)
 
@@ -30,8 +31,9 @@ def _mistakes(schema: object, path: str, depth: int) -> Iterator[tuple[str, str]
     if depth >= _MAX_DEPTH:
         yield path, f"schemas may be nested {_MAX_DEPTH} deep"
         return
-    yield from _own_mistakes(schema, path)
-    for inner_path, inner in _inner_schemas(schema, path):
+    given = {keyword: value for keyword, value in schema.items() if value is not None}
+    yield from _own_mistakes(given, path)
+    for inner_path, inner in _inner_schemas(given, path):
         yield from _mistakes(inner, inner_path, depth + 1)
 
 

@@ -64,7 +64,7 @@ def test_references_lead_to_where_the_parameters_stand() -> None:
             "properties": {
                 "node": {"$ref": "#/$defs/Node"},
                 "$ref": {"enum": [{"$ref": "#"}]},
-                "const": {"items": [{"$ref": "#"}, True]},
+                "const": {"items": [{"$ref": "#"}, True], "pattern": None, "default": None},
             },
             "$defs": {"Node": {"anyOf": [{"$ref": "#/$defs/Node"}, {"const": {"$ref": "#"}}]}},
         }
@@ -73,7 +73,7 @@ def test_references_lead_to_where_the_parameters_stand() -> None:
         "properties": {
             "node": {"$ref": "#/$defs/f/$defs/Node"},
             "$ref": {"enum": [{"$ref": "#"}]},
-            "const": {"items": [{"$ref": "#/$defs/f"}, True]},
+            "const": {"items": [{"$ref": "#/$defs/f"}, True], "default": None},
         },
         "$defs": {"Node": {"anyOf": [{"$ref": "#/$defs/f/$defs/Node"}, {"const": {"$ref": "#"}}]}},
         "additionalProperties": False,

@@ -24,6 +24,10 @@ def make_parser() -> ToolCallParser:
             f"{START}call:f{{a:1,b:-2.5e3,c:true,d:null,e:[{ESC}x{ESC},2],g:{{h:[]}}}}{END}",
             [("f", '{"a": 1, "b": -2.5e3, "c": true, "d": null, "e": ["x", 2], "g": {"h": []}}')],
         ),
+        (
+            f"{START}call:f{{a:True,b:[False,None]}}{END}",
+            [("f", '{"a": true, "b": [false, null]}')],
+        ),
         (f"{START}call:f{{}}{END}{START}call:f{{}}{END}", [("f", "{}"), ("f", "{}")]),
         (f"One < two. {START}call:f{{}}{END}", ["One < two. ", ("f", "{}")]),
         (f"{START}call:g{{}}{END}", [f"{START}call:g{{}}{END}"]),

@@ -44,6 +44,7 @@ def test_mistake_is_named_by_its_path(schema: dict[str, object], path: str) -> N
         {"type": "object", "properties": {"type": {"type": ["string", "null"]}}, "required": []},
         {"properties": {"a": True, "b": {"items": {"$ref": "#/$defs/A"}}}, "$defs": {"A": {}}},
         {"additionalProperties": False, "x-order": 5, "title": 1},
+        {"type": None, "required": None, "properties": {"a": {"enum": None, "items": None}}},
         nested(63),
     ],
 )
