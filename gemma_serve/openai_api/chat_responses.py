@@ -94,13 +94,12 @@ class _ChoiceRecord:
     def add(self, delta: GenerationDelta) -> ChoiceUpdate:
         events = self._read(delta)
         for event in events:
-            match event:
-                case TextPiece(text):
-                    self.texts.append(text)
-                case CallStarted(id=call_id, name=name):
-                    self.calls.append(_Call(call_id, name))
-                case ArgumentsPiece(index, text):
-                    self.calls[index].arguments.append(text)
+            if isinstance(event, TextPiece):
+                self.texts.append(event.text)
+            elif isinstance(event, CallStarted):
+                self.calls.append(_Call(event.id, event.name))
+            else:
+                self.calls[event.index].arguments.append(event.text)
         self.num_tokens += len(delta.token_ids)
         self.finish_reason = self._finish_reason(delta)
         return ChoiceUpdate(delta.index, events, self.finish_reason)
@@ -125,13 +124,11 @@ class _ChoiceRecord:
         return events if delta.finish_reason is None else (*events, *self.parser.finish())
 
     def _finish_reason(self, delta: GenerationDelta) -> ChoiceFinishReason | None:
-        match delta.finish_reason:
-            case FinishReason.STOP:
-                return "tool_calls" if self.calls else "stop"
-            case FinishReason.LENGTH:
-                return "length"
-            case None:
-                return None
+        if delta.finish_reason is None:
+            return None
+        if delta.finish_reason is FinishReason.LENGTH:
+            return "length"
+        return "tool_calls" if self.calls else "stop"
 
 
 class ChatCompletionBuilder:
@@ -246,20 +243,17 @@ class ChatCompletionBuilder:
 
 
 def _delta(event: AnswerEvent) -> DeltaPayload:
-    match event:
-        case TextPiece(text):
-            return {"content": text}
-        case CallStarted(index, call_id, name):
-            function: FunctionPayload = {"name": name, "arguments": ""}
-            call: ToolCallPayload = {
-                "index": index,
-                "id": call_id,
-                "type": "function",
-                "function": function,
-            }
-            return {"tool_calls": [call]}
-        case ArgumentsPiece(index, text):
-            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+    if isinstance(event, TextPiece):
+        return {"content": event.text}
+    if isinstance(event, ArgumentsPiece):
+        return {"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}
+    call: ToolCallPayload = {
+        "index": event.index,
+        "id": event.id,
+        "type": "function",
+        "function": {"name": event.name, "arguments": ""},
+    }
+    return {"tool_calls": [call]}
 
 
 def _completion_usage(usage: Usage) -> CompletionUsage:
