@@ -24,7 +24,8 @@ from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.checkpoints import served_name
 from gemma_serve.gemma.config import Device, DType, ModelConfig
 from gemma_serve.images.limits import ImageLimits
-from gemma_serve.openai_api.config import ApiConfig
+from gemma_serve.messages import ToolForm
+from gemma_serve.openai_api.config import ApiConfig, ToolPolicy
 from gemma_serve.openai_api.limits import ApiLimits
 
 # A secret, so not a setting: files get committed and shown.
@@ -114,6 +115,15 @@ class AppSettings(BaseModel):
     share_prefix_cache: bool = False
     """Let requests with different API keys share it. Off: by the time that an answer takes, one
     key's holder could find out what another's prompts begin with."""
+
+    tools: ToolPolicy | None = None
+    """What happens to ``tools`` that the model may call or not: ``prompt`` tells it of them,
+    ``ignore`` answers in text, ``reject`` is a 400. By default ``prompt`` from 4B on and ``ignore``
+    below: smaller models cannot do it. Where a request wants a call for certain, all models are
+    told, unless ``reject`` is set."""
+    tool_form: ToolForm = "json"
+    """How prompts ask for calls: ``json`` objects or ``pythonic`` calls, both of which Google
+    documents. Answers are understood in either form."""
 
     max_body_size: Size = ByteSize(_API.max_body_bytes)
     """Largest HTTP body, such as ``64MiB``; beyond is a 413. The default holds a chat with several
@@ -241,6 +251,8 @@ class AppSettings(BaseModel):
             share_prefix_cache=self.share_prefix_cache,
             keep_alive_interval_s=self.keep_alive_interval_s,
             response_store_bytes=int(self.response_store_size),
+            tools=self.tools,
+            tool_form=self.tool_form,
             limits=ApiLimits(max_body_bytes=int(self.max_body_size), images=images),
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol, Self
 
-from gemma_serve.messages import ChatMessage
+from gemma_serve.messages import ChatMessage, ToolOffer
 
 
 class FinishReason(StrEnum):
@@ -87,6 +87,8 @@ class ChatPrompt:
     """Go on with the assistant's last message instead of opening a new turn."""
     template_kwargs: tuple[tuple[str, TemplateValue], ...] = ()
     """Further variables of the template, by name."""
+    tools: ToolOffer | None = None
+    """What the model may call, told ahead of the messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +258,8 @@ class ModelDescription:
     """The checkpoint's own defaults, for what a client leaves open."""
     vision: VisionInput | None
     """``None``: the model takes text only."""
+    calls_tools: bool = True
+    """Whether it is able to call functions when a prompt explains them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

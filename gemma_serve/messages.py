@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 
 class Role(StrEnum):
@@ -41,6 +42,31 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDefinition:
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: str | None = None
+    """A JSON Schema of the arguments, as JSON text; ``None``: it takes no arguments."""
+
+
+ToolForm = Literal["json", "pythonic"]
+"""How prompts ask for calls and show earlier ones. Answers are understood in either form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolOffer:
+    """The functions that a prompt tells the model of."""
+
+    definitions: tuple[ToolDefinition, ...]
+    form: ToolForm = "json"
+    allowed: tuple[str, ...] | None = None
+    """Names of those that may be called now, if not all. The prompt describes the others too, so
+    that requests that differ in this only share a prefix."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ FORBIDDEN = {
         "accelerate",
         "gemma_serve.gemma",
     ),
+    "gemma_serve/tool_calling": HTTP + MODEL + OUTSIDE,
     "gemma_serve/gemma": HTTP,
     "config": ("ray", "torch", "transformers", "deployments", "serve_app"),
     "deployments": ("serve_app",),

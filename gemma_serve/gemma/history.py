@@ -4,12 +4,12 @@ The template wants at most one system message, first and of text; then user and 
 starting with the user; and knows no tools. Nothing is rejected for its order.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from gemma_serve.messages import ChatMessage, ContentPart, Role, TextPart, ToolCall
+from gemma_serve.messages import ChatMessage, ContentPart, Role, TextPart, ToolForm
+from gemma_serve.tool_calling.prompt import calls_text
 
 _MESSAGE_BREAK = TextPart("\n\n")
 """Between messages that share a turn: the blank line that the template itself puts between the
@@ -25,18 +25,18 @@ class Turn:
     parts: tuple[ContentPart, ...] = ()
 
 
-def fit_history(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:
+def fit_history(messages: Sequence[ChatMessage], tool_form: ToolForm = "json") -> tuple[Turn, ...]:
     """The turns of ``messages``: system text if any, then user and assistant alternating.
 
     - System texts from anywhere open the chat, in their order.
-    - Tool calls and tool results become text, results in the user's turn.
+    - Tool calls become text in ``tool_form``; tool results become text in the user's turn.
     - Images stand in a user turn, as in training: one of another role opens a user turn in its
       place.
     - Neighbours of the same role are one turn, with a blank line between two texts.
     - Assistant messages without any text are left out: the template would show an empty answer.
     - An assistant who speaks first answers an empty user turn.
     """
-    statements = list(_statements(messages))
+    statements = list(_statements(messages, tool_form))
     system = _merge(turn.parts for turn in statements if turn.role is Role.SYSTEM)
     spoken = [turn for turn in statements if turn.role is not Role.SYSTEM]
     turns = [
@@ -48,7 +48,7 @@ def fit_history(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:
     return (Turn(Role.SYSTEM, system), *turns) if system else tuple(turns)
 
 
-def _statements(messages: Iterable[ChatMessage]) -> Iterator[Turn]:
+def _statements(messages: Iterable[ChatMessage], tool_form: ToolForm) -> Iterator[Turn]:
     """Each message as one turn, or as several where it holds images of a role other than user."""
     names: dict[str, str] = {}  # of the functions called so far, by call id
     for message in messages:
@@ -57,19 +57,25 @@ def _statements(messages: Iterable[ChatMessage]) -> Iterator[Turn]:
             heading = TextPart(f"Result of {_called(message.tool_call_id, names)}:\n")
             yield Turn(Role.USER, (heading, *message.parts))
         elif message.role is Role.ASSISTANT:
-            yield from _assistant_statements(message)
+            yield from _assistant_statements(message, tool_form)
         else:
             yield from _split_at_images(message.role, message.parts)
 
 
-def _assistant_statements(message: ChatMessage) -> Iterator[Turn]:
+def _assistant_statements(message: ChatMessage, tool_form: ToolForm) -> Iterator[Turn]:
     said = message.parts
     if message.tool_calls:
-        calls = TextPart("\n".join(_call_text(call) for call in message.tool_calls))
-        said = _merge([said, (calls,)])
+        calls = TextPart(calls_text(message.tool_calls, tool_form))
+        # Text that ends its line stood right before the calls when the model wrote both.
+        said = (*said, calls) if _ends_line(said) else _merge([said, (calls,)])
     for turn in _split_at_images(Role.ASSISTANT, said):
         if any(not isinstance(part, TextPart) or part.text.strip() for part in turn.parts):
             yield turn
+
+
+def _ends_line(content: tuple[ContentPart, ...]) -> bool:
+    last = content[-1] if content else None
+    return isinstance(last, TextPart) and last.text.endswith("\n")
 
 
 def _split_at_images(role: Role, parts: Iterable[ContentPart]) -> Iterator[Turn]:
@@ -85,15 +91,6 @@ def _called(call_id: str | None, names: dict[str, str]) -> str:
     if call_id is None:
         return "a tool call"
     return names.get(call_id, f"tool call {call_id}")
-
-
-def _call_text(call: ToolCall) -> str:
-    """A call as Gemma is documented to write it (ai.google.dev/gemma, function calling, JSON).
-
-    The arguments are JSON already, or as close as their author came to it.
-    """
-    name = json.dumps(call.name, ensure_ascii=False)
-    return f'{{"name": {name}, "parameters": {call.arguments.strip() or "{}"}}}'
 
 
 def _merge(contents: Iterable[tuple[ContentPart, ...]]) -> tuple[ContentPart, ...]:

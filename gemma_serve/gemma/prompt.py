@@ -23,7 +23,8 @@ from gemma_serve.generation import (
     TokenPrompt,
     VisionInput,
 )
-from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart
+from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart, ToolOffer
+from gemma_serve.tool_calling.prompt import tool_prompt
 
 _END_OF_IMAGE: Final = "<end_of_image>"
 
@@ -71,6 +72,8 @@ class PromptBuilder:
     def build(self, prompt: Prompt, *, truncate_to: int | None = None) -> PromptInputs:
         """What the model reads. ``truncate_to``: keep only so many tokens of the end.
 
+        What ``tools`` offers comes first, so that chats that differ after it share its tokens.
+
         Raises ``InvalidRequestError`` for an image that the model cannot see and for text that is
         not Unicode, ``ContextLengthError`` for a prompt that leaves no room for an answer.
         """
@@ -115,11 +118,14 @@ class PromptBuilder:
         return tuple(self._token_ids([text]))
 
     def _chat(self, prompt: ChatPrompt, limit: int) -> PromptInputs:
-        """The prompt of any legal history."""
+        """The prompt of any legal history.
+
+        What its tools offer comes first, so that chats that differ after it share its tokens.
+        """
         messages = prompt.messages
         self._check_images(messages)
         self._refuse_if_too_many(messages, limit)
-        turns = fit_history(messages)
+        turns = _turns(messages, prompt.tools)
         self._refuse_if_too_long(self._min_num_tokens(turns), limit)
         segments = self._with_bos(self._render(turns, prompt))
         runs: list[list[Segment]] = [[]]  # of text, each but the last followed by a view
@@ -285,6 +291,13 @@ class PromptBuilder:
             verbose=False,
         )["input_ids"]
         return [token_id for encoding in encodings for token_id in encoding]
+
+
+def _turns(messages: Sequence[ChatMessage], tools: ToolOffer | None) -> tuple[Turn, ...]:
+    if tools is None:
+        return fit_history(messages)
+    opening = ChatMessage(Role.SYSTEM, (TextPart(tool_prompt(tools)),))
+    return fit_history([opening, *messages], tools.form)
 
 
 def _image(image: ImagePart) -> Iterator[Segment | _View]:

@@ -1,16 +1,27 @@
 """Handing a request to the model, whose mistakes are told in the client's words."""
 
-from gemma_serve.errors import OutputConstraintError
+from gemma_serve.errors import InvalidRequestError, OutputConstraintError
 from gemma_serve.generation import GenerationClient, GenerationRequest, GenerationStream
+from gemma_serve.openai_api.chat_tools import ToolUse
 from gemma_serve.openai_api.structured_outputs import StructuredOutputFields, constraining_field
 
 
 async def admit(
-    client: GenerationClient, request: GenerationRequest, body: StructuredOutputFields
+    client: GenerationClient,
+    request: GenerationRequest,
+    body: StructuredOutputFields,
+    tool_use: ToolUse | None = None,
 ) -> GenerationStream:
     """As ``client.generate``, but what cannot be enforced is an error of the field that asked."""
     try:
         return await client.generate(request)
     except OutputConstraintError as error:
-        field = constraining_field(body)
-        raise (error if field is None else error.under(field.path)) from None
+        raise _in_its_field(error, body, tool_use) from None
+
+
+def _in_its_field(
+    error: OutputConstraintError, body: StructuredOutputFields, tool_use: ToolUse | None
+) -> InvalidRequestError:
+    if (field := constraining_field(body)) is not None:
+        return error.under(field.path)
+    return error if tool_use is None else tool_use.error_of_constraint(error)

@@ -18,6 +18,7 @@ from gemma_serve.generation import GenerationClient
 from gemma_serve.images.loader import ImageLoader
 from gemma_serve.openai_api.chat_completions import ChatCompletions
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.chat_tools import ToolRules
 from gemma_serve.openai_api.completion_schemas import CompletionRequest
 from gemma_serve.openai_api.completions import Completions
 from gemma_serve.openai_api.config import ApiConfig
@@ -73,6 +74,7 @@ def build_app(
     The application closes ``image_loader`` when it shuts down.
     """
     loader = image_loader or ImageLoader(config.limits.images)
+    tool_rules = ToolRules(config)
     metrics = ServerMetrics()
     client = MeasuredClient(client, metrics)
 
@@ -96,12 +98,12 @@ def build_app(
         redoc_url=None,
     )
     app.router.route_class = JsonBodyRoute
-    _add_chat_routes(app, ChatCompletions(client, config, loader))
+    _add_chat_routes(app, ChatCompletions(client, config, loader, tool_rules))
     _add_completion_routes(app, Completions(client, config))
     store = ResponseStore(config.response_store_bytes)
     _add_response_routes(app, Responses(client, config, loader, store))
     _add_model_routes(app, client, config)
-    _add_tokenization_routes(app, Tokenization(client, config, loader))
+    _add_tokenization_routes(app, Tokenization(client, config, loader, tool_rules))
     _add_status_routes(app, client)
     _add_metrics_route(app, client, metrics)
     _add_reference_route(app)

@@ -14,6 +14,7 @@ from gemma_serve.openai_api.answers import Answer
 from gemma_serve.openai_api.chat_requests import build_generation_request
 from gemma_serve.openai_api.chat_responses import ChatCompletionBuilder
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.chat_tools import ToolRules
 from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.requesters import Requester
 from gemma_serve.openai_api.served_model import check_model
@@ -28,6 +29,7 @@ class ChatCompletions:
     client: GenerationClient
     config: ApiConfig
     image_loader: ImageLoader
+    tool_rules: ToolRules
 
     async def create(
         self, body: ChatCompletionRequest, *, request_id: str, api_key_id: str | None = None
@@ -40,10 +42,12 @@ class ChatCompletions:
         if body.model_extra and logger.isEnabledFor(logging.DEBUG):
             logger.debug("ignored request_id=%s fields=%a", request_id, sorted(body.model_extra))
         check_model(body.model, self.config)
+        description = await self.client.describe()
+        tool_use = self.tool_rules.apply(body, description)
         request = await build_generation_request(
             body,
             request_id=request_id,
-            description=await self.client.describe(),
+            description=description,
             image_loader=self.image_loader,
             image_limits=self.config.limits.images,
             requester=Requester.of(
@@ -51,8 +55,9 @@ class ChatCompletions:
                 api_key_id=api_key_id,
                 share_prefix_cache=self.config.share_prefix_cache,
             ),
+            tool_use=tool_use,
         )
-        stream = await admit(self.client, request, body)
+        stream = await admit(self.client, request, body, tool_use)
         answer = Answer(
             request_id,
             stream,
@@ -63,6 +68,7 @@ class ChatCompletions:
                 n=request.n,
                 started=stream.started,
                 stream_usage=body.wants_usage,
+                make_parser=None if tool_use is None else tool_use.parser,
                 logprobs=request.sampling.logprobs is not None,
                 return_token_ids=bool(body.return_token_ids),
             ),

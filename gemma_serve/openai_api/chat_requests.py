@@ -9,6 +9,7 @@ from gemma_serve.generation import (
     ChatPrompt,
     GenerationRequest,
     ModelDescription,
+    OutputConstraint,
     SamplingParams,
     VisionInput,
 )
@@ -26,6 +27,7 @@ from gemma_serve.openai_api.chat_messages import (
     ToolMessage,
 )
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
+from gemma_serve.openai_api.chat_tools import ToolUse
 from gemma_serve.openai_api.requesters import Requester
 from gemma_serve.openai_api.sampling_params import first, sampling_params
 from gemma_serve.openai_api.structured_outputs import constraining_field
@@ -51,6 +53,7 @@ async def build_generation_request(
     image_loader: ImageLoader,
     image_limits: ImageLimits,
     requester: Requester = _ANYONE,
+    tool_use: ToolUse | None = None,
 ) -> GenerationRequest:
     """Check what takes more than one field or the model to check, and fetch the images.
 
@@ -58,7 +61,7 @@ async def build_generation_request(
     """
     _check_combinations(body)
     sampling = _sampling_params(body, description)
-    constraining = constraining_field(body)
+    constraint = _output_constraint(body, tool_use)
     urls = dict(_image_urls(body.messages))
     vision = _vision_for(urls, description, image_limits)
     images = {} if vision is None else await _load_images(urls, vision, image_loader)
@@ -71,6 +74,7 @@ async def build_generation_request(
             ),
             continue_final_message=_continues(body),
             template_kwargs=tuple((body.chat_template_kwargs or {}).items()),
+            tools=None if tool_use is None else tool_use.offer,
         ),
         sampling=sampling,
         n=body.n or 1,
@@ -79,8 +83,26 @@ async def build_generation_request(
         return_prompt=bool(body.return_token_ids),
         user=requester.user,
         cache_salt=requester.cache_salt,
-        output_constraint=None if constraining is None else constraining.constraint,
+        output_constraint=constraint,
     )
+
+
+def _output_constraint(
+    body: ChatCompletionRequest, tool_use: ToolUse | None
+) -> OutputConstraint | None:
+    """What the answer must look like, be it by its format or as a call that must be made."""
+    field = constraining_field(body)
+    of_calls = None if tool_use is None else tool_use.constraint
+    if field is None:
+        return of_calls
+    if of_calls is not None:
+        raise InvalidRequestError(
+            f"{field.path} says what the answer must look like, but tool_choice makes it a call; "
+            "leave one out",
+            param=field.path.partition(".")[0],
+            code="invalid_value",
+        )
+    return field.constraint
 
 
 def _check_combinations(body: ChatCompletionRequest) -> None:
@@ -88,12 +110,6 @@ def _check_combinations(body: ChatCompletionRequest) -> None:
         raise InvalidRequestError(
             "top_logprobs is only allowed when logprobs is true",
             param="top_logprobs",
-            code="invalid_value",
-        )
-    if body.tool_choice == "auto" and body.tools is None:
-        raise InvalidRequestError(
-            "tool_choice is only allowed when tools are given",
-            param="tool_choice",
             code="invalid_value",
         )
     _check_turn_to_generate(body)

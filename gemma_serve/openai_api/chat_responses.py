@@ -1,6 +1,6 @@
 """One record of an answer, from which both the stream's chunks and the completion are made."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NotRequired, TypedDict
 
@@ -12,12 +12,34 @@ from gemma_serve.openai_api.chat_logprobs import (
     VisibleLogprobs,
 )
 from gemma_serve.openai_api.response_schemas import (
+    AnsweredToolCall,
     AssistantAnswer,
+    CalledFunction,
     ChatCompletion,
     Choice,
+    ChoiceFinishReason,
     ChoiceLogprobs,
+    ToolCallingAnswer,
 )
 from gemma_serve.openai_api.usage import completion_usage
+from gemma_serve.tool_calling.events import AnswerEvent, ArgumentsPiece, CallStarted, TextPiece
+from gemma_serve.tool_calling.parser import ToolCallParser
+
+
+class FunctionPayload(TypedDict):
+    """``FunctionDelta`` as it is written."""
+
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallPayload(TypedDict):
+    """``ToolCallDelta`` as it is written."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionPayload
 
 
 class DeltaPayload(TypedDict, total=False):
@@ -26,6 +48,7 @@ class DeltaPayload(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
     refusal: None
+    tool_calls: list[ToolCallPayload]
 
 
 class ChoicePayload(TypedDict):
@@ -34,7 +57,7 @@ class ChoicePayload(TypedDict):
     index: int
     delta: DeltaPayload
     logprobs: ChoiceLogprobsPayload | None
-    finish_reason: FinishReason | None
+    finish_reason: ChoiceFinishReason | None
     token_ids: NotRequired[list[int]]
 
 
@@ -50,22 +73,79 @@ class ChunkPayload(TypedDict):
     prompt_token_ids: NotRequired[list[int]]
 
 
+@dataclass(frozen=True, slots=True)
+class ChoiceUpdate:
+    """What one step of the engine brought of one choice."""
+
+    index: int
+    events: Sequence[AnswerEvent]
+    token_ids: tuple[int, ...]
+    finish_reason: ChoiceFinishReason | None
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class _ChoiceRecord:
+    parser: ToolCallParser | None
     texts: list[str] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
-    finish_reason: FinishReason | None = None
+    finish_reason: ChoiceFinishReason | None = None
     logprobs: list[TokenLogprobPayload] = field(default_factory=list)
     num_sent_logprobs: int = 0
     _visible_logprobs: VisibleLogprobs = field(default_factory=VisibleLogprobs)
 
-    def add(self, delta: GenerationDelta) -> None:
-        self.texts.append(delta.text)
+    def add(self, delta: GenerationDelta) -> ChoiceUpdate:
+        events = self._read(delta)
+        for event in events:
+            if isinstance(event, TextPiece):
+                self.texts.append(event.text)
+            elif isinstance(event, CallStarted):
+                self.calls.append(_Call(event.id, event.name))
+            else:
+                self.calls[event.index].arguments.append(event.text)
         self.logprobs += self._visible_logprobs.add(delta)
         self.token_ids += delta.token_ids
         self.num_cached_tokens += delta.cached_tokens
-        self.finish_reason = delta.finish_reason
+        self.finish_reason = self._finish_reason(delta)
+        return ChoiceUpdate(delta.index, events, delta.token_ids, self.finish_reason)
+
+    @property
+    def has_unsent_logprobs(self) -> bool:
+        return self.num_sent_logprobs < len(self.logprobs)
+
+    def message(self) -> AssistantAnswer | ToolCallingAnswer:
+        text = "".join(self.texts)
+        if not self.calls:
+            return AssistantAnswer(content=text)
+        calls = [
+            AnsweredToolCall(
+                id=call.id,
+                function=CalledFunction(name=call.name, arguments="".join(call.arguments)),
+            )
+            for call in self.calls
+        ]
+        return ToolCallingAnswer(content=text or None, tool_calls=calls)
+
+    def _read(self, delta: GenerationDelta) -> Sequence[AnswerEvent]:
+        if self.parser is None:
+            return (TextPiece(delta.text),) if delta.text else ()
+        events = self.parser.feed(delta.text)
+        return events if delta.finish_reason is None else (*events, *self.parser.finish())
+
+    def _finish_reason(self, delta: GenerationDelta) -> ChoiceFinishReason | None:
+        if delta.finish_reason is None:
+            return None
+        if delta.finish_reason is FinishReason.LENGTH:
+            return "length"
+        return "tool_calls" if self.calls else "stop"
 
 
 class ChatCompletionBuilder:
@@ -80,11 +160,15 @@ class ChatCompletionBuilder:
         n: int,
         started: GenerationStarted,
         stream_usage: bool = False,
+        make_parser: Callable[[], ToolCallParser] | None = None,
         logprobs: bool = False,
         return_token_ids: bool = False,
     ) -> None:
         """``created``: Unix time in seconds. ``stream_usage``, ``logprobs``, ``return_token_ids``:
-        the client asked to be told."""
+        the client asked to be told.
+
+        ``make_parser``: finds calls in one choice's text; ``None``: there are none to find.
+        """
         self.completion_id = completion_id
         self._created = created
         self._model = model
@@ -92,10 +176,10 @@ class ChatCompletionBuilder:
         self._stream_usage = stream_usage
         self._reports_logprobs = logprobs
         self._return_token_ids = return_token_ids
-        self._choices = [_ChoiceRecord() for _ in range(n)]
+        self._choices = [_ChoiceRecord(make_parser() if make_parser else None) for _ in range(n)]
 
     @property
-    def finish_reasons(self) -> list[FinishReason | None]:
+    def finish_reasons(self) -> list[ChoiceFinishReason | None]:
         """One per choice; ``None`` while it goes on."""
         return [choice.finish_reason for choice in self._choices]
 
@@ -108,15 +192,13 @@ class ChatCompletionBuilder:
             cached_tokens=self._choices[0].num_cached_tokens,
         )
 
-    def add(self, deltas: Iterable[GenerationDelta]) -> Sequence[GenerationDelta]:
-        """Record one step's deltas; gives them back with each choice's own merged."""
+    def add(self, deltas: Iterable[GenerationDelta]) -> Sequence[ChoiceUpdate]:
+        """Record one step's deltas; gives back what each choice's own, merged, turned out to be."""
         merged: dict[int, GenerationDelta] = {}
         for delta in deltas:
             earlier = merged.get(delta.index)
             merged[delta.index] = delta if earlier is None else earlier + delta
-        for delta in merged.values():
-            self._choices[delta.index].add(delta)
-        return tuple(merged.values())
+        return tuple(self._choices[delta.index].add(delta) for delta in merged.values())
 
     def require_finished(self) -> None:
         """Raise ``GenerationError`` if the engine stopped before every choice had ended."""
@@ -133,7 +215,7 @@ class ChatCompletionBuilder:
             choices=[
                 Choice(
                     index=index,
-                    message=AssistantAnswer(content="".join(choice.texts)),
+                    message=choice.message(),
                     logprobs=ChoiceLogprobs.model_validate(_logprobs(choice.logprobs))
                     if self._reports_logprobs
                     else None,
@@ -157,21 +239,33 @@ class ChatCompletionBuilder:
 
     def delta_chunks(self, deltas: Iterable[GenerationDelta]) -> Iterator[ChunkPayload]:
         """Record one step's deltas; gives the chunks of what is new."""
-        for delta in self.add(deltas):
-            if delta.text or (self._return_token_ids and delta.token_ids):
-                chunk = self._choice_chunk(delta.index, {"content": delta.text})
-                chunk["choices"][0]["logprobs"] = self._unsent_logprobs(delta.index)
-                if self._return_token_ids:
-                    chunk["choices"][0]["token_ids"] = list(delta.token_ids)
+        for update in self.add(deltas):
+            yield from self._piece_chunks(update)
+            if update.finish_reason is not None:
+                chunk = self._choice_chunk(update.index, {}, update.finish_reason)
+                if self._choices[update.index].has_unsent_logprobs:  # of what a call ends with
+                    chunk["choices"][0]["logprobs"] = self._unsent_logprobs(update.index)
                 yield chunk
-            if delta.finish_reason is not None:
-                yield self._choice_chunk(delta.index, {}, delta.finish_reason)
 
     def usage_chunks(self) -> Iterator[ChunkPayload]:
         """The chunk that closes a stream, if the client asked for it."""
         if self._stream_usage:
             chunk = self._chunk([])
             chunk["usage"] = completion_usage(self.usage).model_dump()
+            yield chunk
+
+    def _piece_chunks(self, update: ChoiceUpdate) -> Iterator[ChunkPayload]:
+        """A chunk for each piece of text or of a call. The first tells of all the tokens."""
+        pieces = [_delta(event) for event in update.events]
+        if not pieces and self._return_token_ids and update.token_ids:
+            pieces = [{"content": ""}]
+        token_ids = list(update.token_ids)
+        for piece in pieces:
+            chunk = self._choice_chunk(update.index, piece)
+            chunk["choices"][0]["logprobs"] = self._unsent_logprobs(update.index)
+            if self._return_token_ids:
+                chunk["choices"][0]["token_ids"] = token_ids
+                token_ids = []
             yield chunk
 
     def _unsent_logprobs(self, index: int) -> ChoiceLogprobsPayload | None:
@@ -186,7 +280,7 @@ class ChatCompletionBuilder:
         return [token.token_id for token in self._started.prompt]
 
     def _choice_chunk(
-        self, index: int, delta: DeltaPayload, finish_reason: FinishReason | None = None
+        self, index: int, delta: DeltaPayload, finish_reason: ChoiceFinishReason | None = None
     ) -> ChunkPayload:
         return self._chunk(
             [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
@@ -207,3 +301,17 @@ class ChatCompletionBuilder:
 
 def _logprobs(content: list[TokenLogprobPayload]) -> ChoiceLogprobsPayload:
     return {"content": content, "refusal": None}
+
+
+def _delta(event: AnswerEvent) -> DeltaPayload:
+    if isinstance(event, TextPiece):
+        return {"content": event.text}
+    if isinstance(event, ArgumentsPiece):
+        return {"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}
+    call: ToolCallPayload = {
+        "index": event.index,
+        "id": event.id,
+        "type": "function",
+        "function": {"name": event.name, "arguments": ""},
+    }
+    return {"tool_calls": [call]}

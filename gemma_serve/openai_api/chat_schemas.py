@@ -4,14 +4,15 @@ Every optional field takes ``null`` for absent. Fields that nobody declared are 
 clients of other servers send them, and logged.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from gemma_serve.openai_api.chat_messages import Message, check_num_parts
-from gemma_serve.openai_api.field_types import Bool, Int, Number, Text
+from gemma_serve.openai_api.field_types import Bool, Int, Number, Text, at_most
 from gemma_serve.openai_api.sampling_fields import INT64_MAX, SamplingFields
 from gemma_serve.openai_api.structured_outputs import StructuredOutputFields
+from gemma_serve.openai_api.tool_schemas import MAX_TOOLS, Tool, ToolChoiceField
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
 MAX_MESSAGES: Final = 50_000
@@ -28,20 +29,7 @@ Messages = Annotated[
 ]
 
 
-class FunctionDefinition(BaseModel):
-    """A function that a model may call."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    description: str | None = None
-    parameters: dict[str, object] | None = Field(default=None, description="A JSON Schema.")
-    strict: Bool | None = None
-
-
-class Tool(BaseModel):
-    """A tool; functions are the only kind."""
-
-    type: Literal["function"]
-    function: FunctionDefinition
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True), at_most(MAX_TOOLS)]
 
 
 class ChatCompletionRequest(SamplingFields, StructuredOutputFields, UnsupportedFields):
@@ -69,11 +57,14 @@ class ChatCompletionRequest(SamplingFields, StructuredOutputFields, UnsupportedF
         default=None,
         description="Only with `logprobs`: so many of the most probable tokens in each place, too.",
     )
-    tools: list[Tool] | None = Field(
-        default=None, description="Checked, then left out of the prompt: the model answers in text."
+    tools: Tools | None = Field(
+        default=None, description="Functions that the model may call; see [Tools](#tools)."
+    )
+    tool_choice: ToolChoiceField | None = Field(
+        default=None, description="Whether the model may or must call, and which of them."
     )
     parallel_tool_calls: Bool | None = Field(
-        default=None, description="Without effect, as no tools are called."
+        default=None, description="`false`: at most one call per choice."
     )
     continue_final_message: Bool | None = Field(
         default=None,

@@ -1,8 +1,12 @@
 """How the API presents itself, and to whom."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from gemma_serve.messages import ToolForm
 from gemma_serve.openai_api.limits import ApiLimits
+
+ToolPolicy = Literal["prompt", "ignore", "reject"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,4 +26,7 @@ class ApiConfig:
     it for dead."""
     response_store_bytes: int = 64 * 1024 * 1024
     """Memory for the responses that clients may continue; 0 stores none."""
+    tools: ToolPolicy | None = None
+    """What ``tools`` do that a model may call: ``None`` leaves it to what the model can."""
+    tool_form: ToolForm = "json"
     limits: ApiLimits = field(default_factory=ApiLimits)

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gemma_serve.generation import FinishReason
 
+ChoiceFinishReason = Literal["stop", "length", "tool_calls"]
+
 T = TypeVar("T")
 AbsentIfNone = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
 """A field that is not written unless it says something."""
@@ -68,19 +70,44 @@ class ContentLogprob(TopLogprob):
 
 
 class ChoiceLogprobs(ResponseModel):
-    """One entry for every token of the content."""
+    """One entry for every token of the text, that of calls included."""
 
     content: list[ContentLogprob]
     refusal: None
+
+
+class CalledFunction(ResponseModel):
+    """``arguments`` is a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredToolCall(ResponseModel):
+    """A function that the model calls."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ToolCallingAnswer(ResponseModel):
+    """The message to append to the chat, before the results of its calls."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    annotations: list[str] = []
+    tool_calls: list[AnsweredToolCall]
 
 
 class Choice(ResponseModel):
     """One of ``n`` answers."""
 
     index: int
-    message: AssistantAnswer
+    message: AssistantAnswer | ToolCallingAnswer
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason
+    finish_reason: ChoiceFinishReason
     token_ids: AbsentIfNone[list[int]] = None
 
 
@@ -96,12 +123,29 @@ class ChatCompletion(ResponseModel):
     prompt_token_ids: AbsentIfNone[list[int]] = None
 
 
+class FunctionDelta(ResponseModel):
+    """The name once, then pieces of the arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(ResponseModel):
+    """What is new of one call; ``id`` and ``type`` come with the name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChoiceDelta(ResponseModel):
-    """The role first, then pieces of the content, then nothing with the finish reason."""
+    """The role first, then pieces of content and calls, then nothing with the finish reason."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(ResponseModel):
@@ -110,7 +154,7 @@ class ChunkChoice(ResponseModel):
     index: int
     delta: ChoiceDelta
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChoiceFinishReason | None
     token_ids: AbsentIfNone[list[int]] = None
 
 

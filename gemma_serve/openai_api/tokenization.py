@@ -13,8 +13,9 @@ from gemma_serve.openai_api.chat_schemas import (
     ChatCompletionRequest,
     Messages,
     TemplateVariable,
-    Tool,
+    Tools,
 )
+from gemma_serve.openai_api.chat_tools import ToolRules
 from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.field_types import Bool, Text
 from gemma_serve.openai_api.response_schemas import AbsentIfNone, ResponseModel
@@ -29,7 +30,7 @@ class TokenizeRequest(BaseModel):
     model: Text | None = None
     prompt: Text | None = None
     messages: Messages | None = None
-    tools: list[Tool] | None = None
+    tools: Tools | None = None
     chat_template_kwargs: dict[Text, TemplateVariable] | None = None
     continue_final_message: Bool | None = None
     add_generation_prompt: Bool | None = None
@@ -68,6 +69,7 @@ class Tokenization:
     client: GenerationClient
     config: ApiConfig
     image_loader: ImageLoader
+    tool_rules: ToolRules
 
     async def tokenize(self, body: TokenizeRequest) -> Tokenized:
         """Raises ``RequestError``, ``UnavailableError``."""
@@ -102,12 +104,15 @@ class Tokenization:
             )
         if body.prompt is not None:
             return TextPrompt(body.prompt, body.add_special_tokens is not False)
+        chat = _chat_request(body, self.config)
+        description = await self.client.describe()
         request = await build_generation_request(
-            _chat_request(body, self.config),
+            chat,
             request_id="",
-            description=await self.client.describe(),
+            description=description,
             image_loader=self.image_loader,
             image_limits=self.config.limits.images,
+            tool_use=self.tool_rules.apply(chat, description),
         )
         return request.prompt
 

@@ -21,7 +21,6 @@ UnsupportedIfSet = Annotated[None, BeforeValidator(empty_as_absent)]
 class UnsupportedFields(BaseModel):
     """What a later release may lift, a field at a time."""
 
-    tool_choice: Literal["none", "auto"] | None = None
     functions: UnsupportedIfSet = None
     function_call: Literal["none", "auto"] | None = None
     prompt_logprobs: None = None

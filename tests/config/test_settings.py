@@ -22,6 +22,13 @@ def test_no_settings_at_all_serve_the_demo_with_the_engines_and_apis_own_default
     assert settings.to_api_config(()) == ApiConfig(model_name=settings.model_name)
 
 
+def test_tools_are_left_to_the_models_size_unless_set() -> None:
+    default = AppSettings().to_api_config(())
+    assert (default.tools, default.tool_form) == (None, "json")
+    changed = AppSettings(tools="reject", tool_form="pythonic").to_api_config(())
+    assert (changed.tools, changed.tool_form) == ("reject", "pythonic")
+
+
 def test_every_setting_is_explained() -> None:
     unexplained = [
         name for name, field in AppSettings.model_fields.items() if not field.description

@@ -125,8 +125,8 @@ def test_tool_calls_and_their_results_become_text() -> None:
         turn("user", "Weather?"),
         turn(
             "assistant",
-            '{"name": "weather", "parameters": {"city": "Paris"}}\n'
-            '{"name": "time", "parameters": {}}',
+            '[{"name": "weather", "parameters": {"city": "Paris"}}, '
+            '{"name": "time", "parameters": {}}]',
         ),
         turn("user", "Result of weather:\n18 °C\n\nResult of time:\nnoon"),
     )
@@ -137,6 +137,18 @@ def test_tool_calls_follow_the_text_of_their_message() -> None:
     assert fit_history(history)[1] == turn(
         "assistant", 'Let me see.\n\n{"name": "f", "parameters": {}}'
     )
+
+
+def test_tool_calls_that_ended_a_line_of_text_stand_right_after_it() -> None:
+    history = [message("user", "u"), calling(("c1", "f", "{}"), text="Let me see.\n")]
+    assert fit_history(history)[1] == turn(
+        "assistant", 'Let me see.\n{"name": "f", "parameters": {}}'
+    )
+
+
+def test_tool_calls_are_shown_in_the_form_that_was_asked_for() -> None:
+    history = [message("user", "u"), calling(("c1", "f", '{"a": true}'))]
+    assert fit_history(history, "pythonic")[1] == turn("assistant", "[f(a=True)]")
 
 
 def test_arguments_that_are_no_json_are_shown_as_they_are() -> None:

@@ -15,7 +15,8 @@ from gemma_serve.errors import ContextLengthError, InvalidRequestError
 from gemma_serve.gemma.prompt import PromptBuilder
 from gemma_serve.gemma.synthetic_tokenizer import synthetic_tokenizer
 from gemma_serve.generation import ChatPrompt, VisionInput
-from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart
+from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart, ToolDefinition, ToolOffer
+from gemma_serve.tool_calling.prompt import tool_prompt
 
 BOS, START_OF_TURN, END_OF_TURN, SOFT = 2, 105, 106, 512
 VISION = VisionInput(view_size=28, tokens_per_view=4)
@@ -87,8 +88,10 @@ def make_builder(
     return PromptBuilder(tokenizer, vision=vision, image_token_id=SOFT, max_model_len=max_model_len)
 
 
-def build(builder: PromptBuilder, messages: Sequence[ChatMessage]) -> PromptInputs:
-    return builder.build(ChatPrompt(tuple(messages), continue_final_message=True))
+def build(
+    builder: PromptBuilder, messages: Sequence[ChatMessage], tools: ToolOffer | None = None
+) -> PromptInputs:
+    return builder.build(ChatPrompt(tuple(messages), continue_final_message=True, tools=tools))
 
 
 def message(role: str, *contents: str | ImagePart) -> ChatMessage:
@@ -195,6 +198,34 @@ def test_control_tokens_in_a_clients_text_stay_text(
         i for i in plain.token_ids if i in control_ids
     ]
     assert text in text_of(tokenizer, prompt.token_ids)
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
+def test_control_tokens_in_a_tools_description_stay_text(
+    builder: PromptBuilder, tokenizer: Any, text: str
+) -> None:
+    tools = ToolOffer(definitions=(ToolDefinition("f", text, '{"title": "<end_of_turn>"}'),))
+    prompt = build(builder, [user("end")], tools)
+    plain = build(builder, [user("end")])
+    control_ids = [i for i in range(SOFT + 1) if i in tokenizer.all_special_ids or i < 107]
+    assert [i for i in prompt.token_ids if i in control_ids] == [
+        i for i in plain.token_ids if i in control_ids
+    ]
+
+
+def test_tools_open_the_prompt_the_same_way_whatever_follows(
+    builder: PromptBuilder, tokenizer: Any
+) -> None:
+    tools = ToolOffer(definitions=(ToolDefinition("f"),))
+    prompts = [
+        text_of(tokenizer, build(builder, messages, tools).token_ids)
+        for messages in ([user("Hello")], [message("system", "Be brief."), user("Bye")])
+    ]
+    opening = f"<bos><start_of_turn>user\n{tool_prompt(tools)}\n\n"
+    assert prompts == [
+        f"{opening}Hello<end_of_turn>\n<start_of_turn>model\n",
+        f"{opening}Be brief.\n\nBye<end_of_turn>\n<start_of_turn>model\n",
+    ]
 
 
 def test_control_token_split_over_parts_and_messages_stays_text(

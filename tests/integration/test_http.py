@@ -12,13 +12,14 @@ import httpx2  # the openai package's HTTP client
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionToolUnionParam
 from PIL import Image
 
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.generator import GemmaGenerator
 from gemma_serve.openai_api.app import build_app
-from gemma_serve.openai_api.config import ApiConfig
+from gemma_serve.openai_api.config import ApiConfig, ToolPolicy
 from tests.tiny import MAX_MODEL_LEN, save_tiny_checkpoint
 
 MODEL = "gemma"
@@ -43,8 +44,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GemmaGenerator]:
 
 
 @asynccontextmanager
-async def sdk(generator: GemmaGenerator) -> AsyncIterator[AsyncOpenAI]:
-    transport = httpx2.ASGITransport(app=build_app(generator, ApiConfig(model_name=MODEL)))
+async def sdk(
+    generator: GemmaGenerator, *, tools: ToolPolicy | None = None
+) -> AsyncIterator[AsyncOpenAI]:
+    config = ApiConfig(model_name=MODEL, tools=tools)
+    transport = httpx2.ASGITransport(app=build_app(generator, config))
     async with AsyncOpenAI(
         base_url="http://server/v1",
         api_key="none",
@@ -109,6 +113,26 @@ async def test_the_demo_knows_the_capital_of_france(demo: GemmaGenerator) -> Non
     async with sdk(demo) as client:
         assert "Paris" in await ask(client, "What is the capital of France?", seed=1)
     assert_idle(demo)
+
+
+@pytest.mark.parametrize(("policy", "is_told"), [(None, False), ("prompt", True)])
+async def test_the_demo_is_told_of_tools_only_where_a_setting_says_so(
+    demo: GemmaGenerator, policy: ToolPolicy | None, is_told: bool
+) -> None:
+    tool: ChatCompletionToolUnionParam = {"type": "function", "function": {"name": "get_time"}}
+    async with sdk(demo, tools=policy) as client:
+        plain, offered = [
+            await client.chat.completions.create(
+                model=MODEL,
+                messages=[{"role": "user", "content": "Hello"}],
+                tools=tools,
+                max_tokens=1,
+            )
+            for tools in ([], [tool])
+        ]
+    assert plain.usage is not None
+    assert offered.usage is not None
+    assert (offered.usage.prompt_tokens > plain.usage.prompt_tokens + 80) is is_told
 
 
 async def test_eight_chats_at_once_say_what_each_says_alone(demo: GemmaGenerator) -> None:

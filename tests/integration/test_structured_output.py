@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import openai
 import pytest
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionMessageFunctionToolCall
 from pydantic import BaseModel, Field
 
 from gemma_serve.engine.config import EngineConfig
@@ -34,7 +34,7 @@ AS_SCHEMA = {"type": "json_schema", "json_schema": {"name": "thing", "schema": S
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GemmaGenerator]:
     folder: Path = save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-    config = EngineConfig(max_num_seqs=8, prefill_chunk_size=32, max_model_len=512)
+    config = EngineConfig(max_num_seqs=8, prefill_chunk_size=128, max_model_len=1536)
     generator = GemmaGenerator.load(ModelConfig(model=str(folder), dtype="float32"), config)
     yield generator
     generator.close()
@@ -65,6 +65,54 @@ async def test_answers_of_many_sequences_fit_their_schema(tiny: GemmaGenerator) 
     for choice in choices:
         jsonschema.validate(json.loads(choice.message.content or ""), SCHEMA)
     assert len({choice.message.content for choice in choices}) > 6
+    assert_idle(tiny)
+
+
+CALLABLE = {
+    "type": "function",
+    "function": {"name": "paint", "parameters": {**SCHEMA, "$schema": "http://json-schema.org/"}},
+}
+OTHER = {"type": "function", "function": {"name": "wait"}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ({"type": "function", "function": {"name": "paint"}}, {"paint"}),
+        ("required", {"paint", "wait"}),
+    ],
+)
+async def test_calls_that_must_be_made_are_made_and_fit_their_parameters(
+    tiny: GemmaGenerator, choice: object, names: set[str]
+) -> None:
+    completion = await complete(
+        tiny,
+        tools=[OTHER, CALLABLE],
+        tool_choice=choice,
+        parallel_tool_calls=False,
+        n=8,
+        temperature=1.5,
+        seed=3,
+        max_tokens=300,
+    )
+    called = set()
+    for answer in completion.choices:
+        assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
+        assert answer.message.tool_calls is not None
+        (call,) = answer.message.tool_calls
+        assert isinstance(call, ChatCompletionMessageFunctionToolCall)
+        called.add(call.function.name)
+        schema = SCHEMA if call.function.name == "paint" else {"maxProperties": 0}
+        jsonschema.validate(json.loads(call.function.arguments), schema)
+    assert called <= names
+
+
+async def test_parameters_that_cannot_be_enforced_are_named(tiny: GemmaGenerator) -> None:
+    parameters = {"properties": {"a": {"not": {"type": "string"}}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        await complete(tiny, tools=[OTHER, tool], tool_choice="required")
+    assert caught.value.param == "tools[1].function.parameters.properties.a"
     assert_idle(tiny)
 
 

@@ -9,9 +9,9 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Scope
 
 from gemma_serve.generation import ChatPrompt, GenerationRequest
-from gemma_serve.messages import ChatMessage
+from gemma_serve.messages import ChatMessage, ToolForm, ToolOffer
 from gemma_serve.openai_api.app import build_app
-from gemma_serve.openai_api.config import ApiConfig
+from gemma_serve.openai_api.config import ApiConfig, ToolPolicy
 from gemma_serve.openai_api.limits import ApiLimits
 from tests.fakes import FakeGenerationClient, FakeImageLoader
 
@@ -29,6 +29,8 @@ def make_app(
     share_prefix_cache: bool = False,
     limits: ApiLimits | None = None,
     body_timeout_s: float = 120,
+    tools: ToolPolicy | None = None,
+    tool_form: ToolForm = "json",
 ) -> FastAPI:
     config = ApiConfig(
         model_name=MODEL,
@@ -36,6 +38,8 @@ def make_app(
         cors_allow_origins=cors_allow_origins,
         share_prefix_cache=share_prefix_cache,
         limits=limits or ApiLimits(body_timeout_s=body_timeout_s),
+        tools=tools,
+        tool_form=tool_form,
     )
     return build_app(client, config, image_loader or FakeImageLoader())
 
@@ -59,6 +63,12 @@ def messages_of(request: GenerationRequest) -> tuple[ChatMessage, ...]:
     """The chat that a request asks to answer."""
     assert isinstance(request.prompt, ChatPrompt)
     return request.prompt.messages
+
+
+def offer_of(request: GenerationRequest) -> ToolOffer | None:
+    """The tools that a request's chat tells the model of."""
+    assert isinstance(request.prompt, ChatPrompt)
+    return request.prompt.tools
 
 
 def error_of(response: httpx.Response) -> dict[str, str | None]:

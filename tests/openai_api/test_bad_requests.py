@@ -13,8 +13,20 @@ from tests.fakes import FakeGenerationClient, answer
 from tests.openai_api.harness import CHAT, HELLO, connect, error_of, make_app, post_chat
 
 TOOL = {"type": "function", "function": {"name": "get_time"}}
+ALL_MODE = {"mode": "all", "tools": [TOOL]}
 USER = {"role": "user", "content": "x"}
 ASSISTANT = {"role": "assistant", "content": "x"}
+
+
+def tool(**function: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": "f", **function}}
+
+
+def deep_schema(depth: int) -> dict[str, object]:
+    schema: dict[str, object] = {"type": "object"}
+    for _ in range(depth // 2):
+        schema = {"properties": {"a": schema}}
+    return schema
 
 
 def user(*parts: object) -> dict[str, object]:
@@ -96,7 +108,58 @@ def user(*parts: object) -> dict[str, object]:
             "tools[1].function.name",
         ),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 5}}]}, None),
+        (
+            {"tools": [TOOL, {"type": "function", "function": {"name": "get_time"}}]},
+            "tools[1].function.name",
+        ),
+        ({"tools": [TOOL] * 1025}, "tools"),
+        ({"tools": [tool(description="\ud800")]}, "tools[0].function.description"),
+        ({"tools": [tool(parameters={"x": math.nan})]}, "tools[0].function.parameters"),
+        ({"tools": [tool(parameters={"x": "\ud800"})]}, "tools[0].function.parameters"),
+        ({"tools": [tool(parameters={"type": "array"})]}, "tools[0].function.parameters.type"),
+        (
+            {"tools": [tool(parameters={"properties": {"a": {"type": "strin"}}})]},
+            "tools[0].function.parameters.properties.a.type",
+        ),
+        (
+            {"tools": [tool(parameters=deep_schema(150))]},
+            "tools[0].function.parameters" + ".properties.a" * 64,
+        ),
         ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": 5}, "tool_choice"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}},
+            "tool_choice.function.name",
+        ),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "get_time"}}},
+            "tool_choice",
+        ),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [TOOL, {"type": "function", "function": {"name": "other"}}],
+                    },
+                },
+            },
+            "tool_choice.allowed_tools.tools[1].function.name",
+        ),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": []},
+                },
+            },
+            "tool_choice.allowed_tools.tools",
+        ),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"continue_final_message": 1}, "continue_final_message"),
         ({"\ud800": 1}, None),
@@ -117,8 +180,12 @@ async def test_invalid_value_is_a_400_that_names_the_field(
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": ALL_MODE}},
+            "tool_choice.allowed_tools.mode",
+        ),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"functions": [{"name": "x"}]}, "functions"),
         ({"function_call": {"name": "x"}}, "function_call"),
@@ -155,6 +222,8 @@ async def test_unsupported_field_is_a_400_that_names_it(
     "fields",
     [
         {"tools": []},
+        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False},
+        {"tool_choice": "none"},
         {"functions": []},
         {"function_call": "none"},
         {"response_format": {"type": "text"}},
@@ -197,6 +266,11 @@ async def test_field_that_asks_for_nothing_is_accepted(fields: dict[str, object]
             "messages[0].content[0].image_url.url",
         ),
         ({**HELLO, "tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({**HELLO, "tools": [TOOL], "tool_choice": {}}, "tool_choice.type"),
+        (
+            {**HELLO, "tools": [TOOL], "tool_choice": {"type": "function"}},
+            "tool_choice.function",
+        ),
     ],
 )
 async def test_missing_field_is_a_400_that_names_it(body: dict[str, object], param: str) -> None:

@@ -205,13 +205,6 @@ async def test_any_order_of_roles_is_passed_on_as_it_is() -> None:
     assert [message.role for message in messages_of(request)] == roles
 
 
-@pytest.mark.parametrize("fields", [{}, {"tool_choice": "auto"}, {"tool_choice": "none"}])
-async def test_tools_are_accepted_and_left_out(fields: dict[str, object]) -> None:
-    plain = await requested()
-    with_tools = await requested(tools=[TOOL], parallel_tool_calls=True, **fields)
-    assert replace(with_tools, request_id=plain.request_id) == plain
-
-
 async def test_ten_megabytes_of_text_pass() -> None:
     text = "🙂" * 2_500_000
     request = await requested(messages=[{"role": "user", "content": text}])

@@ -15,6 +15,7 @@ from gemma_serve.openai_api.responses.input_items import messages_of
 from gemma_serve.openai_api.responses.request_schemas import (
     JsonObjectFormat,
     JsonSchemaFormat,
+    NamedFunction,
     ResponseRequest,
 )
 from gemma_serve.openai_api.sampling_fields import TokenFields
@@ -131,9 +132,13 @@ def _tools(body: ResponseRequest) -> list[dict[str, object]] | None:
 
 def _tool_choice(body: ResponseRequest) -> object:
     choice = body.tool_choice
-    if choice is None or isinstance(choice, str):
-        return choice if body.tools or choice != "auto" else None
-    return {"type": "function", "function": {"name": choice.name}}
+    if choice == "required" or isinstance(choice, NamedFunction):
+        raise InvalidRequestError(
+            "This server cannot make a response a call yet; chat completions can be made calls",
+            param="tool_choice",
+            code="unsupported_value",
+        )
+    return choice if body.tools or choice != "auto" else None
 
 
 def _refusal(error: ValidationError) -> InvalidRequestError:

@@ -110,11 +110,16 @@ class ResponseRequest(TokenFields, RequesterFields, UnsupportedInResponses):
     text: TextOptions | None = Field(
         default=None, description="`format`: as `response_format` of a chat."
     )
-    tools: list[FunctionTool] | None = Field(default=None, description="As those of a chat.")
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = Field(
-        default=None, description="As that of a chat."
+    tools: list[FunctionTool] | None = Field(
+        default=None,
+        description="Checked, then left out of the prompt: a response calls no functions yet.",
     )
-    parallel_tool_calls: Bool | None = Field(default=None, description="As that of a chat.")
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = Field(
+        default=None, description="`none` or `auto`, which are the same here so far."
+    )
+    parallel_tool_calls: Bool | None = Field(
+        default=None, description="Without effect, as no functions are called."
+    )
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[Text, Field(max_length=512)]],

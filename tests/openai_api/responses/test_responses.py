@@ -326,6 +326,7 @@ async def test_response_that_is_not_to_be_stored_is_not() -> None:
 
 
 USER = {"role": "user", "content": "x"}
+TOOL = {"type": "function", "name": "get_time"}
 
 
 @pytest.mark.parametrize(
@@ -360,6 +361,12 @@ USER = {"role": "user", "content": "x"}
         ),
         ({"include": ["message.output_text.logprobs"]}, "include[0]", "unsupported_value"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_value"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "unsupported_value"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "name": "get_time"}},
+            "tool_choice",
+            "unsupported_value",
+        ),
         ({"stop_token_ids": [1000]}, "stop_token_ids[0]", "invalid_value"),
     ],
 )
