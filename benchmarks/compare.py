@@ -137,11 +137,12 @@ def report(run: Run, out: Path) -> None:
     """Print the tables; write JSON and plots."""
     print("\nMedians of the rounds; latencies in ms.\n")
     print(format_results(run.results))
-    print(f"\n{format_shares(cold_shares(run.results))}\n")
+    if shares := cold_shares(run.results):
+        print(f"\n{format_shares(shares)}")
     if bandwidths := [turn.bandwidth_gb_per_s for turn in run.turns if turn.bandwidth_gb_per_s]:
         bandwidth = max(bandwidths)
         bound_ms = WEIGHT_BYTES / bandwidth / 1e6
-        print(f"Reading the weights once at {bandwidth:.1f} GB/s takes {bound_ms:.1f} ms.\n")
+        print(f"\nReading the weights once at {bandwidth:.1f} GB/s takes {bound_ms:.1f} ms.\n")
         print(f"{format_bounds(decode_bounds(run.results, bound_ms))}\n")
     write_json(out / "comparison.json", as_json(run))
     plot(run.results, out)
