@@ -64,8 +64,11 @@ def main(arguments: Sequence[str]) -> int:
     run = Run(make_plan(options))
     try:
         asyncio.run(compare(run))
-    finally:  # Ctrl-C ends a long run early, not in vain
+    except KeyboardInterrupt:
+        print("stopped early: this is what was measured until then", file=sys.stderr)
         report(run, options.out)
+        return 128 + signal.SIGINT
+    report(run, options.out)
     return 1 if any(turn.error for turn in run.turns) else 0
 
 
@@ -143,7 +146,8 @@ def report(run: Run, out: Path) -> None:
         bandwidth = max(bandwidths)
         bound_ms = WEIGHT_BYTES / bandwidth / 1e6
         print(f"\nReading the weights once at {bandwidth:.1f} GB/s takes {bound_ms:.1f} ms.\n")
-        print(f"{format_bounds(decode_bounds(run.results, bound_ms))}\n")
+        if bounds := decode_bounds(run.results, bound_ms):
+            print(f"{format_bounds(bounds)}\n")
     write_json(out / "comparison.json", as_json(run))
     plot(run.results, out)
 

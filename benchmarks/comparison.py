@@ -89,7 +89,7 @@ def cold_shares(results: Sequence[CaseResult]) -> dict[tuple[str, str], float]:
 
 
 def _ttft_ratios(cold: CaseResult, warm: CaseResult) -> list[float]:
-    pairs = zip(cold.rounds, warm.rounds, strict=True)
+    pairs = zip(cold.rounds, warm.rounds, strict=False)  # a run may be stopped between them
     return [
         after / before
         for first, second in pairs

@@ -17,7 +17,9 @@ def plot_throughput(results: Sequence[CaseResult], path: Path) -> None:
     """Tokens per second over streams at once."""
     figure = _lines(results, "decode", METRICS["tok/s"], x=lambda result: result.case.size)
     axes = figure.axes[0]
-    axes.set(title="Throughput", xlabel="streams at once", ylabel="tokens per second")
+    axes.set(
+        title="Throughput", xlabel="streams at once", ylabel="tokens per second", ylim=(0, None)
+    )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     figure.savefig(path, dpi=_DPI)

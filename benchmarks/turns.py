@@ -17,7 +17,7 @@ from benchmarks.memory_bandwidth import measure_read_bandwidth
 from benchmarks.server_process import ServerStartError, free_port, running_server
 from benchmarks.serving_metrics import LevelSummary, summarise
 from benchmarks.targets import HttpTarget, Target
-from benchmarks.workloads import TEXT_WORKLOADS, WORKLOADS, Case, Scale, Workload
+from benchmarks.workloads import TEXT_WORKLOADS, WORKLOADS, Scale, Workload
 
 GENERATE: Final = "generate"
 """The contender that is no server: transformers in this process."""
@@ -119,7 +119,8 @@ async def _take_turn(
     except ServerStartError as failure:
         _say(f"{name}: cannot be measured: {failure}")
         turn = replace(turn, error=str(failure))
-    run.turns.append(turn)
+    finally:
+        run.turns.append(turn)
 
 
 async def _measure_generate(run: Run, pass_index: int) -> None:
@@ -160,21 +161,18 @@ async def serving(
 async def _measure(
     run: Run, name: str, target: Target, workloads: dict[str, Workload], pass_index: int
 ) -> None:
-    """Warm up, then all rounds; the summaries join those of earlier passes."""
+    """Warm up, then all rounds. Each joins what was measured at once, in case it is the last."""
     warmup = WORKLOADS["decode"](target, WARMUP, f"{run.plan.seed}-{pass_index}-w")
     async for _ in warmup:
         pass
-    rounds: dict[Case, list[LevelSummary]] = {}
     for index in range(run.plan.rounds):
         # The same for all contenders, and in no cache.
         salt = f"{run.plan.seed}-{pass_index}-{index}"
         for workload in workloads.values():
             async for case, records in workload(target, run.plan.scale, salt):
                 summary = summarise(len(records), records)
-                rounds.setdefault(case, []).append(summary)
+                _add(run, CaseResult(name, case, (summary,)))
                 _say(f"{name}, round {index + 1}, {case.workload}, {case.label}: {_brief(summary)}")
-    for case, summaries in rounds.items():
-        _add(run, CaseResult(name, case, tuple(summaries)))
 
 
 def _add(run: Run, result: CaseResult) -> None:
