@@ -24,6 +24,7 @@ from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.dummy import Gemma3Model
 from gemma_serve.gemma.projections import (
     Projection,
+    activation_dtype,
     feed_forward,
     output_projection,
     projection,
@@ -70,7 +71,7 @@ class Decoder:
         self._layer_types: Sequence[str] = config.layer_types
         self._norm = _Norm.of(text_model.norm)
         self._head = output_projection(model.lm_head)
-        self._dtype = text_model.norm.weight.dtype
+        self._dtype = _activation_dtype(text_model.norm)
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: PagedAttention) -> Tensor:
         """Hidden states before the final norm, ``[num_tokens, hidden_size]`` float32.
@@ -111,6 +112,10 @@ class _Norm:
         return functional.rms_norm(hidden, self.weight.shape, self.weight, self._eps)
 
 
+def _activation_dtype(norm: Gemma3RMSNorm) -> torch.dtype:
+    return activation_dtype(norm.weight.dtype, norm.weight.device)
+
+
 class _HeadNorms:
     """The norms of queries and keys, which stand side by side, at once."""
 
@@ -136,7 +141,7 @@ class _Layer:
         self._num_kv_heads = config.num_key_value_heads
         self._head_dim = attention.head_dim
         self._scale = attention.scaling
-        self._dtype = layer.input_layernorm.weight.dtype
+        self._dtype = _activation_dtype(layer.input_layernorm)
         self._before_attention = _Norm.of(layer.input_layernorm)
         self._after_attention = _Norm.of(layer.post_attention_layernorm)
         self._before_feed_forward = _Norm.of(layer.pre_feedforward_layernorm)

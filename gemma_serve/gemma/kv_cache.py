@@ -145,14 +145,13 @@ class KVCache:
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store ``keys`` and ``values`` ``[num_tokens, num_kv_heads, head_dim]`` at ``slots``."""
         plane = self._planes[self.layout.places[layer].plane]
-        plane[0].index_copy_(0, slots, keys.flatten(1))
-        plane[1].index_copy_(0, slots, values.flatten(1))
+        for half, new in zip(plane, (keys, values), strict=True):
+            half.index_copy_(0, slots, new.flatten(1).to(half.dtype))
 
-    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values at ``slots``: ``[*slots.shape, num_kv_heads, head_dim]`` each."""
         plane = self._planes[self.layout.places[layer].plane]
         shape = (*slots.shape, self.layout.num_kv_heads, self.layout.head_dim)
         flat = slots.reshape(-1)
-        return plane[0].index_select(0, flat).view(shape), plane[1].index_select(0, flat).view(
-            shape
-        )
+        keys, values = (half.index_select(0, flat).view(shape).to(dtype) for half in plane)
+        return keys, values

@@ -1,22 +1,35 @@
 """Matrix products with weights that were laid out for this machine once.
 
-On a CPU, oneDNN reads bfloat16 weights about 1.5 times faster from blocks of its own than from the
-rows that a checkpoint has, and can apply an activation before it rounds. The blocks take the place
-of the rows, so that memory does not double. Everything else multiplies as torch does.
+On a CPU, bfloat16 weights are packed. One that has bfloat16 arithmetic gets oneDNN's blocks, which
+it reads about 1.5 times faster than the rows that a checkpoint has, and which can apply an
+activation before they round. An x86 without (before AVX-512 BF16) would emulate it, many times
+slower; it gets FBGEMM's blocks of float16 *weights*, which are multiplied with float32 activations.
+The blocks take the place of the rows, so that memory does not double. Everything else multiplies as
+torch does.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP
 
+from gemma_serve.errors import CheckpointError
+
 Projection = Callable[[Tensor], Tensor]
 """``[num_tokens, in_features]`` to ``[num_tokens, out_features]``."""
 
-_ROWS_HINT = 8
+_ROWS_HINT: Final = 8
 """Rows that oneDNN lays blocks out for. From 1 to 32 it chooses the same."""
+
+_MAX_HALF: Final = torch.finfo(torch.float16).max
+
+
+def activation_dtype(weights_dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What products with such weights take, and what attention had better compute in."""
+    return torch.float32 if _packs_halves(weights_dtype, device) else weights_dtype
 
 
 def projection(*modules: nn.Module) -> Projection:
@@ -29,9 +42,9 @@ def projection(*modules: nn.Module) -> Projection:
         return _Beside(modules)
     weight = linears[0].weight if len(linears) == 1 else torch.cat([m.weight for m in linears])
     bias = _joined_bias(linears)
-    if _packs(weight):
+    if (blocks := _blocks_for(weight)) is not None:
         _release(linears)
-        return _Packed(weight, bias)
+        return blocks(weight, bias)
     if len(linears) > 1:
         _share(linears, weight)
     return _Plain(weight, bias)
@@ -40,23 +53,48 @@ def projection(*modules: nn.Module) -> Projection:
 def feed_forward(mlp: Gemma3MLP) -> Projection:
     """``down(gelu(gate(x)) * up(x))``; afterwards ``mlp`` is as in ``projection``."""
     linears = (mlp.gate_proj, mlp.up_proj)
-    if all(type(linear) is nn.Linear and _packs(linear.weight) for linear in linears):
-        return _PackedFeedForward(mlp)
+    if all(
+        type(linear) is nn.Linear and _blocks_for(linear.weight) is OneDnnBlocks
+        for linear in linears
+    ):
+        return _FusedFeedForward(mlp)
     return _PlainFeedForward(mlp)
 
 
 def output_projection(lm_head: nn.Linear) -> Projection:
     """The product with the vocabulary. Its weight is the embedding's too, so it stays."""
-    if type(lm_head) is nn.Linear and _packs(lm_head.weight):
-        return _Packed(lm_head.weight, lm_head.bias)
+    if type(lm_head) is nn.Linear and (blocks := _blocks_for(lm_head.weight)) is not None:
+        return blocks(lm_head.weight, lm_head.bias)
     return lm_head
 
 
-def _packs(weight: Tensor) -> bool:
+class _Blocks(Protocol):
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> Projection: ...
+
+
+def _blocks_for(weight: Tensor) -> _Blocks | None:
+    """How to pack ``weight``; ``None`` to leave it as it is."""
+    if _packs_bfloat16(weight.dtype, weight.device):
+        return OneDnnBlocks
+    if _packs_halves(weight.dtype, weight.device):
+        return HalfBlocks
+    return None
+
+
+def _packs_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
     return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
+        device.type == "cpu"
+        and dtype == torch.bfloat16
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def _packs_halves(dtype: torch.dtype, device: torch.device) -> bool:
+    return (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and not _packs_bfloat16(dtype, device)
+        and "fbgemm" in torch.backends.quantized.supported_engines
     )
 
 
@@ -85,7 +123,7 @@ class _Plain:
         return functional.linear(hidden, self._weight, self._bias)
 
 
-class _Packed:
+class OneDnnBlocks:
     def __init__(
         self,
         weight: Tensor,
@@ -112,6 +150,23 @@ class _Packed:
         return product
 
 
+class HalfBlocks:
+    """Float16 holds what bfloat16 does to a part in 2**25, but for numbers that no weight has."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        if weight.abs().max() > _MAX_HALF:
+            raise CheckpointError(
+                f"a weight is larger than {_MAX_HALF:g}, so the file is damaged: copy or download "
+                "it again"
+            )
+        bias = None if bias is None else bias.float()
+        self._packed: Any = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        product: Tensor = torch.ops.quantized.linear_dynamic_fp16(hidden, self._packed)
+        return product
+
+
 class _Beside:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
@@ -120,10 +175,10 @@ class _Beside:
         return torch.cat([module(hidden) for module in self._modules], dim=-1)
 
 
-class _PackedFeedForward:
+class _FusedFeedForward:
     def __init__(self, mlp: Gemma3MLP) -> None:
-        self._gate = _Packed(mlp.gate_proj.weight, mlp.gate_proj.bias, "gelu", "tanh")
-        self._up = _Packed(mlp.up_proj.weight, mlp.up_proj.bias)
+        self._gate = OneDnnBlocks(mlp.gate_proj.weight, mlp.gate_proj.bias, "gelu", "tanh")
+        self._up = OneDnnBlocks(mlp.up_proj.weight, mlp.up_proj.bias)
         _release((mlp.gate_proj, mlp.up_proj))
         self._down = projection(mlp.down_proj)
 

@@ -6,11 +6,25 @@ from torch import Tensor, nn
 from transformers import Gemma3TextConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP
 
-from gemma_serve.gemma.projections import feed_forward, output_projection, projection
-
-needs_onednn_bfloat16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 in oneDNN"
+from gemma_serve.errors import CheckpointError
+from gemma_serve.gemma.projections import (
+    HalfBlocks,
+    activation_dtype,
+    feed_forward,
+    output_projection,
+    projection,
 )
+
+CPU = torch.device("cpu")
+ACTIVATIONS = activation_dtype(torch.bfloat16, CPU)
+"""What products with bfloat16 weights take on the machine that runs the tests."""
+HAS_ONEDNN_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
+
+needs_packing = pytest.mark.skipif(
+    not (HAS_ONEDNN_BFLOAT16 or HAS_FBGEMM), reason="bfloat16 weights are not packed on this CPU"
+)
+needs_fbgemm = pytest.mark.skipif(not HAS_FBGEMM, reason="torch has no FBGEMM on this CPU")
 
 
 def linears(
@@ -67,29 +81,57 @@ def test_modules_of_another_kind_multiply_themselves() -> None:
     torch.testing.assert_close(projection(*modules)(hidden(3)), expected)
 
 
-@needs_onednn_bfloat16
+@needs_packing
 @pytest.mark.parametrize("num_tokens", [1, 8, 33, 300])
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed_weights_give_the_same_products(num_tokens: int, bias: bool) -> None:
     modules = linears(16, 8, dtype=torch.bfloat16, bias=bias)
     inputs = hidden(num_tokens, torch.bfloat16)
     expected = torch.cat([module(inputs) for module in modules], dim=-1)
-    torch.testing.assert_close(projection(*modules)(inputs), expected)
+    products = projection(*modules)(inputs.to(ACTIVATIONS))
+    assert products.dtype == ACTIVATIONS
+    torch.testing.assert_close(products.bfloat16(), expected)
 
 
-@needs_onednn_bfloat16
+@needs_packing
 def test_packed_weights_take_the_place_of_the_rows() -> None:
     modules = linears(16, 8, dtype=torch.bfloat16)
     projection(*modules)
     assert [module.weight.numel() for module in modules] == [0, 0]
 
 
-@needs_onednn_bfloat16
+@needs_packing
 def test_the_vocabulary_keeps_its_rows_for_the_embedding() -> None:
     (head,) = linears(16, dtype=torch.bfloat16)
     expected = head(hidden(3, torch.bfloat16))
-    torch.testing.assert_close(output_projection(head)(hidden(3, torch.bfloat16)), expected)
+    logits = output_projection(head)(hidden(3, torch.bfloat16).to(ACTIVATIONS))
+    torch.testing.assert_close(logits.bfloat16(), expected)
     assert head.weight.shape == (16, 32)
+
+
+@needs_fbgemm
+def test_blocks_of_float16_hold_bfloat16_weights_exactly() -> None:
+    """All that a bfloat16 can say between 2**-17 and 2**15 comes back from the product with one."""
+    exponents = torch.arange(-17, 15).repeat_interleave(128)
+    mantissas = 1 + torch.arange(128).repeat(32) / 128
+    weight = (mantissas * 2.0**exponents).bfloat16().unsqueeze(1)
+    products = HalfBlocks(weight, None)(torch.ones(1, 1))
+    assert torch.equal(products[0], weight[:, 0].float())
+
+
+@needs_fbgemm
+def test_blocks_of_float16_refuse_what_they_cannot_hold() -> None:
+    with pytest.raises(CheckpointError, match="larger than 65504"):
+        HalfBlocks(torch.tensor([[1.0, -70000.0]]).bfloat16(), None)
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("num_tokens", [1, 7, 300])
+def test_blocks_of_float16_multiply_in_float32(num_tokens: int) -> None:
+    (module,) = linears(24, dtype=torch.bfloat16, bias=True)
+    exact = module.float()(hidden(num_tokens))
+    blocks = HalfBlocks(module.weight.bfloat16(), module.bias.bfloat16())
+    torch.testing.assert_close(blocks(hidden(num_tokens)), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_feed_forward_equals_the_module() -> None:
@@ -98,11 +140,11 @@ def test_feed_forward_equals_the_module() -> None:
     torch.testing.assert_close(feed_forward(module)(hidden(5)), expected)
 
 
-@needs_onednn_bfloat16
+@needs_packing
 def test_packed_feed_forward_is_closer_to_float32_than_the_module() -> None:
     exact = mlp(torch.float32).to(torch.bfloat16).float()(hidden(40, torch.bfloat16).float())
     half = mlp(torch.bfloat16)
     inputs = hidden(40, torch.bfloat16)
     error_of_module = (half(inputs).float() - exact).norm()
-    error = (feed_forward(half)(inputs).float() - exact).norm()
+    error = (feed_forward(half)(inputs.to(ACTIVATIONS)).float() - exact).norm()
     assert error <= error_of_module

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import Gemma3ForConditionalGeneration
 
 from gemma_serve.engine.sequence import ImageSpan
+from gemma_serve.gemma.projections import activation_dtype
 from gemma_serve.gemma.vision import MAX_VIEWS_PER_PASS, VisionEncoder
 from tests.tiny import IMAGE_SIZE, tiny_vision_model
 
@@ -116,3 +117,12 @@ def test_spans_with_the_same_view_have_the_same_digest_wherever_they_stand() -> 
     view = picture(1).view
     assert ImageSpan(3, 4, view).digest == ImageSpan(9, 4, view).digest
     assert ImageSpan(3, 4, view).digest != picture(2).digest
+
+
+@torch.inference_mode()
+def test_the_tower_computes_in_what_the_machine_has_arithmetic_for() -> None:
+    model = tiny_vision_model().to(torch.bfloat16)
+    (features,) = CountingEncoder(model).encode([picture(0)])
+    patches = model.model.vision_tower.embeddings.patch_embedding.weight
+    assert patches.dtype == activation_dtype(torch.bfloat16, torch.device("cpu"))
+    assert features.dtype == torch.bfloat16

@@ -18,11 +18,11 @@ class ReferenceAttention(PagedAttention):
         first_key = 0 if window is None else max(0, chunk.start - window + 1)
         blocks = chunk.blocks[self._cache.layout.places[layer].group]
         slots = sequence_slots(blocks, first_key, chunk.end, self._cache.block_size)
-        keys, values = self._cache.read(layer, slots.to(query.device))
+        keys, values = self._cache.read(layer, slots.to(query.device), torch.float32)
         queries = query[chunk.row : chunk.row + chunk.end - chunk.start].float().transpose(0, 1)
         group_size = queries.shape[0] // keys.shape[1]
-        keys = keys.float().transpose(0, 1).repeat_interleave(group_size, 0)
-        values = values.float().transpose(0, 1).repeat_interleave(group_size, 0)
+        keys = keys.transpose(0, 1).repeat_interleave(group_size, 0)
+        values = values.transpose(0, 1).repeat_interleave(group_size, 0)
         visible = _visible(chunk, first_key, window).to(query.device)
         scores = (queries @ keys.transpose(1, 2) * scale).masked_fill(~visible, float("-inf"))
         return (scores.softmax(-1) @ values).transpose(0, 1).to(query.dtype)

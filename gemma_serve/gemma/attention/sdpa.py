@@ -88,7 +88,7 @@ class SdpaAttention(PagedAttention):
         self._biases: dict[tuple[Segment, int | None, torch.device], Tensor | None] = {}
 
     def _attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
-        plan = self._plan(self._cache.layout.places[layer].group, query.device)
+        plan = self._plan(self._cache.layout.places[layer].group, query)
         output = torch.empty_like(query)
         for decode in plan.decodes:
             output[decode.rows] = self._decode(decode, layer, query, scale)
@@ -97,8 +97,8 @@ class SdpaAttention(PagedAttention):
         return output
 
     def _decode(self, batch: _DecodeBatch, layer: int, query: Tensor, scale: float) -> Tensor:
-        keys, values = self._cache.read(layer, batch.slots)  # [batch, max_keys, kv_heads, head_dim]
-        num_kv_heads, head_dim = keys.shape[2:]
+        keys, values = self._cache.read(layer, batch.slots, query.dtype)
+        num_kv_heads, head_dim = keys.shape[2:]  # [batch, max_keys, num_kv_heads, head_dim]
         queries = query[batch.rows]  # [batch, num_heads, head_dim]
         output = scaled_dot_product_attention(
             queries.reshape(len(queries), num_kv_heads, -1, head_dim),
@@ -110,7 +110,7 @@ class SdpaAttention(PagedAttention):
         return output.reshape(queries.shape)
 
     def _prefill(self, prefill: _Prefill, layer: int, query: Tensor, scale: float) -> Tensor:
-        keys, values = self._cache.read(layer, prefill.slots)  # [num_keys, kv_heads, head_dim]
+        keys, values = self._cache.read(layer, prefill.slots, query.dtype)
         keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
         queries = query[prefill.rows].transpose(0, 1)[None]  # [1, num_heads, num_tokens, head_dim]
         num_heads, num_tokens, head_dim = queries.shape[1:]
@@ -128,23 +128,26 @@ class SdpaAttention(PagedAttention):
         )
         return output.reshape(num_heads, num_tokens, head_dim).transpose(0, 1)
 
-    def _plan(self, group: int, device: torch.device) -> _Plan:
-        if (group, device) not in self._plans:
-            self._make_plans(self._cache.layout.windows[group], device)
-        return self._plans[group, device]
+    def _plan(self, group: int, query: Tensor) -> _Plan:
+        if (group, query.device) not in self._plans:
+            self._make_plans(self._cache.layout.windows[group], query)
+        return self._plans[group, query.device]
 
-    def _make_plans(self, window: int | None, device: torch.device) -> None:
-        """For all groups with one window: they read the same positions from other blocks."""
+    def _make_plans(self, window: int | None, query: Tensor) -> None:
+        """For all groups with one window: they read the same positions from other blocks.
+
+        ``query``: for device and dtype of what is planned.
+        """
         groups = [g for g, w in enumerate(self._cache.layout.windows) if w == window]
         decodes = [
-            self._plan_decode(batch, groups, window, device)
+            self._plan_decode(batch, groups, window, query)
             for batch in self._decode_batches(window)
         ]
         for rank, group in enumerate(groups):
-            self._plans[group, device] = _Plan(
+            self._plans[group, query.device] = _Plan(
                 decodes=tuple(of_groups[rank] for of_groups in decodes),
                 prefills=tuple(
-                    self._plan_prefill(chunk, segment, group, device)
+                    self._plan_prefill(chunk, segment, group, query)
                     for chunk, segment in self._segments
                 ),
             )
@@ -170,7 +173,7 @@ class SdpaAttention(PagedAttention):
         batch: Sequence[Chunk],
         groups: Sequence[int],
         window: int | None,
-        device: torch.device,
+        query: Tensor,
     ) -> list[_DecodeBatch]:
         """One for each of ``groups``."""
         block_size = self._cache.block_size
@@ -192,33 +195,27 @@ class SdpaAttention(PagedAttention):
         ranks = torch.arange(max(num_keys))
         entries = torch.minimum(ranks, lengths - 1) + offsets  # [batch, max_keys]
         blocks = tables.gather(2, (entries // block_size).expand(len(groups), -1, -1))
-        slots = (blocks * block_size + entries % block_size).to(device, non_blocking=True)
+        slots = (blocks * block_size + entries % block_size).to(query.device, non_blocking=True)
         bias = None
         if min(num_keys) < max(num_keys):
-            bias = _bias(ranks >= lengths, self._cache.layout.dtype)[:, None, None]
-            bias = bias.to(device, non_blocking=True)
-        rows = _rows(batch, device)
+            bias = _bias(ranks >= lengths, query)[:, None, None]
+        rows = _rows(batch, query.device)
         return [_DecodeBatch(rows, of_group, bias) for of_group in slots.unbind()]
 
-    def _plan_prefill(
-        self, chunk: Chunk, segment: Segment, group: int, device: torch.device
-    ) -> _Prefill:
+    def _plan_prefill(self, chunk: Chunk, segment: Segment, group: int, query: Tensor) -> _Prefill:
         window = self._cache.layout.windows[group]
         slots = sequence_slots(
             chunk.blocks[group], segment.first_key(window), segment.end, self._cache.block_size
         )
-        bias = self._segment_bias(segment, window, device)
+        bias = self._segment_bias(segment, window, query)
         is_causal = segment.causal and bias is None
-        return _Prefill(segment.rows, slots.to(device, non_blocking=True), bias, is_causal)
+        return _Prefill(segment.rows, slots.to(query.device, non_blocking=True), bias, is_causal)
 
-    def _segment_bias(
-        self, segment: Segment, window: int | None, device: torch.device
-    ) -> Tensor | None:
-        key = (segment, window, device)
+    def _segment_bias(self, segment: Segment, window: int | None, query: Tensor) -> Tensor | None:
+        key = (segment, window, query.device)
         if key not in self._biases:
             hidden = _hidden_keys(segment, window)
-            bias = None if hidden is None else _bias(hidden, self._cache.layout.dtype)
-            self._biases[key] = None if bias is None else bias.to(device, non_blocking=True)
+            self._biases[key] = None if hidden is None else _bias(hidden, query)
         return self._biases[key]
 
 
@@ -254,6 +251,9 @@ def _hidden_keys(segment: Segment, window: int | None) -> Tensor | None:
     return hidden | (keys <= queries - window) if window is not None else hidden
 
 
-def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """-inf where ``hidden``, else 0; torch's CPU kernel is faster with it than with booleans."""
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+def _bias(hidden: Tensor, query: Tensor) -> Tensor:
+    """-inf where ``hidden``, else 0, as ``query`` is; torch's CPU kernel is faster with it than
+    with booleans.
+    """
+    bias = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, float("-inf"))
+    return bias.to(query.device, non_blocking=True)
