@@ -25,6 +25,8 @@ _ROWS_HINT: Final = 8
 """Rows that oneDNN lays blocks out for. From 1 to 32 it chooses the same."""
 
 _MAX_HALF: Final = torch.finfo(torch.float16).max
+_MAX_PART_BYTES: Final = 10 * 1024**2
+"""Weights that are multiplied at once, where caches matter: a part of a usual L3 cache."""
 
 
 def activation_dtype(weights_dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -151,7 +153,11 @@ class OneDnnBlocks:
 
 
 class HalfBlocks:
-    """Float16 holds what bfloat16 does to a part in 2**25, but for numbers that no weight has."""
+    """Float16 holds what bfloat16 does to a part in 2**25, but for numbers that no weight has.
+
+    FBGEMM reads all of the weights again for every few rows of activations, so they are cut into
+    parts that a cache holds: 32 rows with a large vocabulary take two thirds of the time.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         if weight.abs().max() > _MAX_HALF:
@@ -159,12 +165,19 @@ class HalfBlocks:
                 f"a weight is larger than {_MAX_HALF:g}, so the file is damaged: copy or download "
                 "it again"
             )
-        bias = None if bias is None else bias.float()
-        self._packed: Any = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+        num_outputs = max(1, _MAX_PART_BYTES // (torch.float16.itemsize * weight.shape[1]))
+        weights = torch.split(weight, num_outputs)
+        biases: Sequence[Tensor | None] = (
+            [None] * len(weights) if bias is None else torch.split(bias.float(), num_outputs)
+        )
+        self._parts: list[Any] = [
+            torch.ops.quantized.linear_prepack_fp16(part.float(), part_bias)
+            for part, part_bias in zip(weights, biases, strict=True)
+        ]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        product: Tensor = torch.ops.quantized.linear_dynamic_fp16(hidden, self._packed)
-        return product
+        products = [torch.ops.quantized.linear_dynamic_fp16(hidden, part) for part in self._parts]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
 
 class _Beside:

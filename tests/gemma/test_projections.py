@@ -134,6 +134,17 @@ def test_blocks_of_float16_multiply_in_float32(num_tokens: int) -> None:
     torch.testing.assert_close(blocks(hidden(num_tokens)), exact, rtol=1e-5, atol=1e-5)
 
 
+@needs_fbgemm
+@pytest.mark.parametrize("bias", [False, True])
+def test_large_blocks_are_multiplied_in_parts(bias: bool) -> None:
+    """Three parts of 10 MiB, the last one smaller, in the order of the outputs."""
+    torch.manual_seed(0)
+    module = nn.Linear(4096, 3000, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
+    inputs = torch.randn(2, 4096)
+    products = HalfBlocks(module.weight, module.bias)(inputs)
+    torch.testing.assert_close(products, module.float()(inputs), rtol=1e-4, atol=1e-4)
+
+
 def test_feed_forward_equals_the_module() -> None:
     module = mlp(torch.float32)
     expected = module(hidden(5))
