@@ -16,6 +16,7 @@ from gemma_serve import __version__
 from gemma_serve.errors import GemmaServeError, UnavailableError
 from gemma_serve.generation import GenerationClient
 from gemma_serve.images.loader import ImageLoader
+from gemma_serve.openai_api.chat_admission import ChatAdmission
 from gemma_serve.openai_api.chat_completions import ChatCompletions
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.chat_tools import ToolRules
@@ -74,9 +75,9 @@ def build_app(
     The application closes ``image_loader`` when it shuts down.
     """
     loader = image_loader or ImageLoader(config.limits.images)
-    tool_rules = ToolRules(config)
     metrics = ServerMetrics()
     client = MeasuredClient(client, metrics)
+    admission = ChatAdmission(client, config, loader, ToolRules(config))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -98,12 +99,12 @@ def build_app(
         redoc_url=None,
     )
     app.router.route_class = JsonBodyRoute
-    _add_chat_routes(app, ChatCompletions(client, config, loader, tool_rules))
+    _add_chat_routes(app, ChatCompletions(admission))
     _add_completion_routes(app, Completions(client, config))
     store = ResponseStore(config.response_store_bytes)
-    _add_response_routes(app, Responses(client, config, loader, store))
+    _add_response_routes(app, Responses(admission, store))
     _add_model_routes(app, client, config)
-    _add_tokenization_routes(app, Tokenization(client, config, loader, tool_rules))
+    _add_tokenization_routes(app, Tokenization(client, config, admission))
     _add_status_routes(app, client)
     _add_metrics_route(app, client, metrics)
     _add_reference_route(app)

@@ -3,7 +3,7 @@
 Clients replay whole output items of any server, so unknown keys are skipped here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
@@ -141,13 +141,37 @@ InputItem = Annotated[
 
 
 def messages_of(items: Sequence[InputItem]) -> Iterator[tuple[int, Message]]:
-    """The chat messages that the items are, each with its item's index."""
-    for index, item in enumerate(items):
-        if (message := _message_of(item)) is not None:
-            yield index, message
+    """The chat messages that the items are, each with the index of its first item."""
+    messages = ((index, _message_of(item)) for index, item in enumerate(items))
+    return with_calls_joined((index, said) for index, said in messages if said is not None)
+
+
+def with_calls_joined(messages: Iterable[tuple[int, Message]]) -> Iterator[tuple[int, Message]]:
+    """What an assistant says and what it then calls is one message of a chat."""
+    last: tuple[int, Message] | None = None
+    for index, message in messages:
+        if last is not None and (joined := _join_calls(last[1], message)) is not None:
+            last = last[0], joined
+            continue
+        if last is not None:
+            yield last
+        last = index, message
+    if last is not None:
+        yield last
+
+
+def _join_calls(earlier: Message, later: Message) -> AssistantMessage | None:
+    """Both as one, if ``later`` is calls that the assistant made right after ``earlier``."""
+    if not isinstance(earlier, AssistantMessage) or not isinstance(later, AssistantMessage):
+        return None
+    if later.content or not later.tool_calls:
+        return None
+    calls = [*(earlier.tool_calls or ()), *later.tool_calls]
+    return earlier.model_copy(update={"tool_calls": calls})
 
 
 def _message_of(item: InputItem) -> Message | None:
+    """``None`` for what is left out of the prompt."""
     match item:
         case UserInput(content=parts):
             return UserMessage(role="user", content=[_user_part(part) for part in parts])
