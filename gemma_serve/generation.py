@@ -130,6 +130,8 @@ class GenerationRequest:
     n: int = 1
     user: str | None = None
     """Whose turn it takes: users start their sequences by turns."""
+    priority: int = 0
+    """Among the user's own that wait, smaller ones start first."""
     cache_salt: str | None = None
     """Only requests of the same salt share what is cached of their prompts."""
     output_constraint: OutputConstraint | None = None

@@ -65,6 +65,7 @@ class EngineRequest:
     sampling: SamplingParams
     n: int = 1
     user: str | None = None
+    priority: int = 0
     cache_salt: str | None = None
     constraints: tuple[TokenConstraint, ...] = ()
     """One for each of the ``n``, or none at all."""
@@ -211,6 +212,7 @@ class Engine:
             arrival=next(self._arrivals),
             token_ids=list(prompt.token_ids),
             user=request.user,
+            priority=request.priority,
             prompt_scores=PromptScores(
                 num_prompt_tokens=num_prompt_tokens, num_top=sampling.prompt_logprobs
             )

@@ -101,6 +101,7 @@ class GemmaGenerator:
             sampling,
             request.n,
             user=request.user,
+            priority=request.priority,
             cache_salt=request.cache_salt,
             constraints=await self._constraints(request),
         )

@@ -39,8 +39,9 @@ class ChatCompletions:
             model=self.admission.config.model_name,
             n=chat.request.n,
             started=chat.stream.started,
-            stream_usage=body.wants_usage,
+            stream_usage=body.stream_usage,
             make_parser=None if chat.tool_use is None else chat.tool_use.parser,
             logprobs=chat.request.sampling.logprobs is not None,
             return_token_ids=bool(body.return_token_ids),
+            num_prompt_logprobs=body.prompt_logprobs,
         )

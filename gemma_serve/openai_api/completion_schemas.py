@@ -59,7 +59,6 @@ class UnsupportedInCompletions(BaseModel):
 
     suffix: UnsupportedIfSet = None
     use_beam_search: Literal[False] | None = None
-    prompt_logprobs: None = None
     stop_regex: UnsupportedIfSet = None
 
 

@@ -111,6 +111,18 @@ class Choice(ResponseModel):
     token_ids: AbsentIfNone[list[int]] = None
 
 
+class PromptLogprob(ResponseModel):
+    """How probable the model found a token. ``rank`` from 1, where it is known."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By place and token id; a prompt's first token has no probability."""
+
+
 class ChatCompletion(ResponseModel):
     """The whole answer."""
 
@@ -121,6 +133,7 @@ class ChatCompletion(ResponseModel):
     choices: list[Choice]
     usage: CompletionUsage
     prompt_token_ids: AbsentIfNone[list[int]] = None
+    prompt_logprobs: AbsentIfNone[PromptLogprobs] = None
 
 
 class FunctionDelta(ResponseModel):
@@ -188,6 +201,7 @@ class CompletionChoice(ResponseModel):
     finish_reason: FinishReason | None
     prompt_token_ids: AbsentIfNone[list[int]] = None
     token_ids: AbsentIfNone[list[int]] = None
+    prompt_logprobs: AbsentIfNone[PromptLogprobs] = None
 
 
 class Completion(ResponseModel):

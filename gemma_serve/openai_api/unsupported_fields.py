@@ -23,7 +23,6 @@ class UnsupportedFields(BaseModel):
 
     functions: UnsupportedIfSet = None
     function_call: Literal["none", "auto"] | None = None
-    prompt_logprobs: None = None
     modalities: list[Literal["text"]] | None = None
     audio: None = None
     web_search_options: None = None

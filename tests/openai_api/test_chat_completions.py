@@ -125,6 +125,15 @@ async def test_usage_chunk_comes_last_and_only_when_asked_for() -> None:
         assert [("usage" in chunk, len(silent)) for chunk in silent] == [(False, 3)] * 3
 
 
+async def test_every_chunk_counts_the_tokens_so_far_when_asked_to() -> None:
+    app = make_app(FakeGenerationClient(*answer("a", "b")))
+    for include_usage, expected in ((True, [0, 1, 2, 3, 3]), (False, [None] * 4)):
+        options = {"include_usage": include_usage, "continuous_usage_stats": True}
+        chunks = events_of(await post_chat(app, stream=True, stream_options=options))
+        usages = [ChatCompletionChunk.model_validate(chunk).usage for chunk in chunks]
+        assert [usage and usage.completion_tokens for usage in usages] == expected
+
+
 async def test_empty_answer_has_a_role_and_a_finish_chunk() -> None:
     response = await post_chat(make_app(FakeGenerationClient(*answer())), stream=True)
     assert choices_of(response) == [role_chunk(), finish_chunk("stop")]

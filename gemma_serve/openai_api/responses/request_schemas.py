@@ -45,7 +45,7 @@ class JsonSchemaFormat(BaseModel):
     type: Literal["json_schema"]
     name: str
     schema_: dict[str, object] = Field(alias="schema")
-    description: str | None = None
+    description: Text | None = Field(default=None, exclude_if=lambda value: value is None)
     strict: Bool | None = None
 
 
