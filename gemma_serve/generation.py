@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol, Self
 
-from gemma_serve.messages import ChatMessage, ToolOffer
+from gemma_serve.messages import ChatMessage, ToolForm, ToolOffer
 
 
 class FinishReason(StrEnum):
@@ -262,6 +262,8 @@ class ModelDescription:
     """``None``: the model takes text only."""
     calls_tools: bool = True
     """Whether it is able to call functions when a prompt explains them."""
+    tool_form: ToolForm | None = None
+    """The only form of calls that it knows; ``None``: the one that a prompt asks for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

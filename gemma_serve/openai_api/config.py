@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gemma_serve.messages import ToolForm
+from gemma_serve.messages import PromptedToolForm
 from gemma_serve.openai_api.limits import ApiLimits
 
 ToolPolicy = Literal["prompt", "ignore", "reject"]
@@ -28,5 +28,5 @@ class ApiConfig:
     """Memory for the responses that clients may continue; 0 stores none."""
     tools: ToolPolicy | None = None
     """What ``tools`` do that a model may call: ``None`` leaves it to what the model can."""
-    tool_form: ToolForm = "json"
+    tool_form: PromptedToolForm = "json"
     limits: ApiLimits = field(default_factory=ApiLimits)
