@@ -1,16 +1,27 @@
 """A chat from its parsed body to the stream of its answer, whichever endpoint it came to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from gemma_serve.generation import GenerationClient, GenerationRequest, GenerationStream
+from gemma_serve.errors import ContextLengthError
+from gemma_serve.generation import (
+    ChatPrompt,
+    GenerationClient,
+    GenerationRequest,
+    GenerationStream,
+)
 from gemma_serve.images.loader import ImageLoader
 from gemma_serve.openai_api.admission import admit, log_ignored_fields
 from gemma_serve.openai_api.chat_requests import build_generation_request
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.chat_tools import ToolRules, ToolUse
 from gemma_serve.openai_api.config import ApiConfig
+from gemma_serve.openai_api.history_truncation import shortened
 from gemma_serve.openai_api.requesters import Requester
 from gemma_serve.openai_api.served_model import check_model
+
+Truncation = Literal["auto", "disabled"]
+"""What becomes of a chat that does not fit the context: it loses its first turns, or is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +71,24 @@ class ChatAdmission:
         return PreparedChat(request, tool_use)
 
     async def admit(
-        self, body: ChatCompletionRequest, *, request_id: str, api_key_id: str | None = None
+        self,
+        body: ChatCompletionRequest,
+        *,
+        request_id: str,
+        api_key_id: str | None = None,
+        truncation: Truncation = "disabled",
     ) -> AdmittedChat:
         """As ``prepare``, and raises whatever keeps the model from taking the chat on."""
         prepared = await self.prepare(body, request_id=request_id, api_key_id=api_key_id)
-        stream = await admit(self.client, prepared.request, body, prepared.tool_use)
-        return AdmittedChat(prepared.request, prepared.tool_use, stream)
+        request, tool_use = prepared.request, prepared.tool_use
+        try:
+            stream = await admit(self.client, request, body, tool_use)
+        except ContextLengthError:
+            if truncation == "disabled" or not isinstance(request.prompt, ChatPrompt):
+                raise
+            prompt = await shortened(self.client, request.prompt)
+            if prompt is None:
+                raise
+            request = replace(request, prompt=prompt)
+            stream = await admit(self.client, request, body, tool_use)
+        return AdmittedChat(request, tool_use, stream)

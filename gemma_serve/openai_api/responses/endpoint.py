@@ -44,7 +44,10 @@ class Responses:
         chat = translate(body, self._history(body))
         with chat.own_names():
             admitted = await self.admission.admit(
-                chat.request, request_id=request_id, api_key_id=api_key_id
+                chat.request,
+                request_id=request_id,
+                api_key_id=api_key_id,
+                truncation=body.truncation or "disabled",
             )
         answer = _Answer(
             request_id,

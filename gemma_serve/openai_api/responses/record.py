@@ -218,6 +218,7 @@ class ResponseRecord:
             top_logprobs=body.top_logprobs or 0,
             max_output_tokens=body.max_output_tokens,
             text=_text_options(body),
+            truncation=body.truncation or "disabled",
             store=body.store is not False,
             metadata=body.metadata or {},
             usage=None if status == "in_progress" else self._usage(),

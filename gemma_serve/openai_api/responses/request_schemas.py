@@ -173,7 +173,8 @@ class ResponseRequest(TokenFields, RequesterFields, UnsupportedInResponses):
         | None
     ) = Field(default=None, description="Told again in the response.")
     truncation: Literal["auto", "disabled"] | None = Field(
-        default=None, description="Without effect: too long an input is a 400."
+        default=None,
+        description="`auto`: too long an input loses its first turns. `disabled`: it is a 400.",
     )
     stream: Bool | None = Field(default=None, description="Answer as server-sent events.")
 

@@ -132,7 +132,7 @@ class Response(ResponseModel):
     max_tool_calls: int | None
     reasoning: Reasoning = Reasoning()
     text: TextOptions
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
     store: bool
     background: Literal[False] = False
     service_tier: Literal["default"] = "default"
