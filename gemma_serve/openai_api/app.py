@@ -3,9 +3,9 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -50,6 +50,7 @@ from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
 from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, ResponseEvent
 from gemma_serve.openai_api.responses.response_schemas import Response as ResponseObject
 from gemma_serve.openai_api.responses.store import ResponseStore
+from gemma_serve.openai_api.responses.stored_items import InputItemList
 from gemma_serve.openai_api.served_model import check_model
 from gemma_serve.openai_api.stream_schemas import documented_stream
 from gemma_serve.openai_api.tokenization import (
@@ -174,8 +175,25 @@ def _add_response_routes(app: FastAPI, responses: Responses) -> None:
         )
 
     @app.get("/v1/responses/{response_id}", responses=_ERRORS)
-    async def retrieve_response(response_id: str) -> ResponseObject:
+    async def retrieve_response(
+        response_id: str, stream: Literal["false"] | None = None
+    ) -> ResponseObject:
+        """What is stored is whole, and not streamed again."""
+        del stream
         return responses.retrieve(response_id)
+
+    @app.get("/v1/responses/{response_id}/input_items", responses=_ERRORS)
+    async def list_input_items(
+        response_id: str,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+    ) -> InputItemList:
+        return responses.list_input(response_id, limit=limit, order=order, after=after)
+
+    @app.post("/v1/responses/{response_id}/cancel", responses=_ERRORS)
+    async def cancel_response(response_id: str) -> ResponseObject:
+        return responses.cancel(response_id)
 
     @app.delete("/v1/responses/{response_id}", responses=_ERRORS)
     async def delete_response(response_id: str) -> DeletedResponse:

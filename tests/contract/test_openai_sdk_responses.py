@@ -106,6 +106,34 @@ async def test_answer_cut_by_the_limit_is_incomplete() -> None:
     assert response.output_text == '{"name": "get_w'
 
 
+async def test_input_of_a_stored_response_is_listed_and_referred_to() -> None:
+    fake = FakeGenerationClient(*answer("Hi!"))
+    async with sdk(fake) as client:
+        first = await client.responses.create(
+            model=MODEL,
+            input=[
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": "Yes?"},
+                {"role": "user", "content": "Who?"},
+            ],
+        )
+        items = [item async for item in client.responses.input_items.list(first.id, limit=2)]
+        assert items[0].id is not None
+        await client.responses.create(
+            model=MODEL,
+            input=[
+                {"type": "item_reference", "id": items[0].id},
+                {"type": "item_reference", "id": first.output[0].id or ""},
+                {"role": "user", "content": "So?"},
+            ],
+        )
+        with pytest.raises(openai.BadRequestError, match="synchronous"):
+            await client.responses.cancel(first.id)
+    assert [item.type for item in items] == ["message"] * 3
+    texts = [message.parts for message in messages_of(fake.requests[1])]
+    assert texts == [(TextPart("Who?"),), (TextPart("Hi!"),), (TextPart("So?"),)]
+
+
 async def test_raw_response_has_the_request_id_and_streams_lines() -> None:
     async with sdk(FakeGenerationClient(*answer("Hi"))) as client:
         raw = await client.responses.with_raw_response.create(model=MODEL, input="Hi")

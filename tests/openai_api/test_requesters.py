@@ -32,7 +32,9 @@ async def requester(
 def test_every_endpoint_that_generates_is_among_these() -> None:
     paths = make_app(FakeGenerationClient()).openapi()["paths"]
     generating = {
-        path for path, operations in paths.items() if "post" in operations and "/v1/" in path
+        path
+        for path, operations in paths.items()
+        if "post" in operations and path.startswith("/v1/") and not path.endswith("/cancel")
     }
     assert generating == set(BODIES)
 

@@ -1,6 +1,6 @@
 """A response request as the chat completion request that asks for the same."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -67,10 +67,17 @@ class ResponseChat:
         return param
 
 
-def translate(body: ResponseRequest, history: Sequence[Message]) -> ResponseChat:
-    """``history``: the chat of the previous response. Raises ``InvalidRequestError``."""
+def translate(
+    body: ResponseRequest,
+    history: Sequence[Message],
+    referred: Callable[[str], Message | None],
+) -> ResponseChat:
+    """``history``: the chat of the previous response. ``referred``: a stored item by its id.
+
+    Raises ``InvalidRequestError``.
+    """
     instructions = _instructions(body)
-    said = list(messages_of(body.input))
+    said = list(messages_of(body.input, referred))
     params = [
         *("instructions" for _ in instructions),
         *("previous_response_id" for _ in history),

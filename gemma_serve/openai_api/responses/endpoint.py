@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 from starlette.responses import Response as HTTPResponse
 
@@ -18,6 +19,12 @@ from gemma_serve.openai_api.responses.record import ResponseRecord
 from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
 from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, Response
 from gemma_serve.openai_api.responses.store import ResponseStore, StoredResponse
+from gemma_serve.openai_api.responses.stored_items import (
+    InputItemList,
+    StoredItem,
+    page_of,
+    stored_items,
+)
 from gemma_serve.openai_api.responses.stream_events import Event, EventWriter
 from gemma_serve.openai_api.served_model import check_model
 from gemma_serve.openai_api.sse import EventStreamResponse, encode_named_event
@@ -41,7 +48,7 @@ class Responses:
         Raises whatever keeps the request from being admitted, so that it becomes a real status.
         """
         check_model(body.model, self.admission.config)
-        chat = translate(body, self._history(body))
+        chat = translate(body, self._history(body), self.store.message)
         with chat.own_names():
             admitted = await self.admission.admit(
                 chat.request,
@@ -54,7 +61,7 @@ class Responses:
             admitted.stream,
             _record(body, admitted),
             chat,
-            self.store if _stores(body) else None,
+            None if body.store is False else _Place(self.store, tuple(stored_items(body.input))),
         )
         if body.stream:
             interval_s = self.admission.config.keep_alive_interval_s
@@ -67,6 +74,26 @@ class Responses:
         if stored is None:
             raise _unknown(response_id)
         return stored.response
+
+    def list_input(
+        self, response_id: str, *, limit: int, order: Literal["asc", "desc"], after: str | None
+    ) -> InputItemList:
+        """A page of what a stored response answered. Raises ``NotFoundError``."""
+        stored = self.store.get(response_id)
+        if stored is None:
+            raise _unknown(response_id)
+        page = page_of(stored.input, limit=limit, order=order, after=after)
+        if page is None:
+            raise InvalidRequestError(
+                "after: there is no such item", param="after", code="invalid_value"
+            )
+        return page
+
+    def cancel(self, response_id: str) -> Response:
+        """Only responses in the background can be cancelled, of which there are none."""
+        if self.store.get(response_id) is None:
+            raise _unknown(response_id)
+        raise InvalidRequestError("Cannot cancel a synchronous response.", param="response_id")
 
     def delete(self, response_id: str) -> DeletedResponse:
         """Forget a stored response. Raises ``NotFoundError``."""
@@ -96,12 +123,16 @@ def _record(body: ResponseRequest, chat: AdmittedChat) -> ResponseRecord:
     )
 
 
-def _stores(body: ResponseRequest) -> bool:
-    return body.store is not False
-
-
 def _unknown(response_id: str) -> NotFoundError:
-    return NotFoundError(f"There is no stored response {response_id[:64]!r}", param="response_id")
+    return NotFoundError(f"Response with id {response_id[:64]!r} not found.", param="response_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a response is to be stored, and with which input."""
+
+    store: ResponseStore
+    input: tuple[StoredItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +143,7 @@ class _Answer:
     stream: GenerationStream
     record: ResponseRecord
     chat: ResponseChat
-    store: ResponseStore | None
+    place: _Place | None
     """``None``: the client wants it forgotten."""
 
     async def whole(self) -> HTTPResponse:
@@ -144,8 +175,10 @@ class _Answer:
     def _finished(self) -> Response:
         """The whole response, stored and logged."""
         response = self.record.whole()
-        if self.store is not None:
-            self.store.put(StoredResponse(response, (*self.chat.messages, *self.record.messages())))
+        if self.place is not None:
+            messages = (*self.chat.messages, *self.record.messages())
+            output = {record.id: record.message() for record in self.record.items}
+            self.place.store.put(StoredResponse(response, messages, self.place.input, output))
         logger.info(
             "finished request_id=%s response_id=%s status=%s",
             self.request_id,

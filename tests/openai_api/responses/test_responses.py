@@ -300,7 +300,14 @@ USER = {"role": "user", "content": "x"}
         ({"input": 5}, "input", "invalid_value"),
         ({"input": "\ud800"}, "input", "invalid_value"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0]", "unsupported_value"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "unsupported_value"),
+        ({"input": [USER, {"type": "item_reference", "id": "x"}]}, "input[1].id", "invalid_value"),
+        ({"input": [{"id": "x"}]}, "input[0].id", "invalid_value"),
+        (
+            {"input": [{"type": "item_reference"}]},
+            "input[0].id",
+            "missing_required_parameter",
+        ),
+        ({"input": [{"type": "computer_call"}]}, "input[0]", "unsupported_value"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
             "input[0].content[0]",
