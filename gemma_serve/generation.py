@@ -194,6 +194,8 @@ class GenerationDelta:
     token_ids: tuple[int, ...]
     """All tokens sampled since the last delta, the ending one included."""
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The text of ``stop`` or the id of ``stop_token_ids`` that ended it, if one did."""
     cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache; told once, with the first delta."""
     logprobs: tuple[SampledLogprobs, ...] = ()
@@ -209,6 +211,7 @@ class GenerationDelta:
             self.text + later.text,
             self.token_ids + later.token_ids,
             later.finish_reason,
+            later.stop_reason,
             cached_tokens=self.cached_tokens + later.cached_tokens,
             logprobs=self.logprobs + later.logprobs,
             prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,

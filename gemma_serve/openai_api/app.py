@@ -240,6 +240,11 @@ def _add_status_routes(app: FastAPI, client: GenerationClient) -> None:
         await client.check_health()
         return Status()
 
+    @app.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
+    async def ping() -> Status:
+        """What hosts of containers ask; the same as ``/health``."""
+        return await check_health()
+
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def greet() -> Status:

@@ -42,6 +42,7 @@ class ChatCompletions:
             stream_usage=body.stream_usage,
             make_parser=None if chat.tool_use is None else chat.tool_use.parser,
             logprobs=chat.request.sampling.logprobs is not None,
+            tokens_as_token_ids=bool(body.return_tokens_as_token_ids),
             return_token_ids=bool(body.return_token_ids),
             num_prompt_logprobs=body.prompt_logprobs,
         )

@@ -71,6 +71,7 @@ class ChoicePayload(TypedDict):
     delta: DeltaPayload
     logprobs: ChoiceLogprobsPayload | None
     finish_reason: ChoiceFinishReason | None
+    stop_reason: NotRequired[str | int]
     token_ids: NotRequired[list[int]]
 
 
@@ -106,14 +107,15 @@ class _Call:
 @dataclass(slots=True)
 class _ChoiceRecord:
     parser: ToolCallParser | None
+    visible_logprobs: VisibleLogprobs
     texts: list[str] = field(default_factory=list)
     calls: list[_Call] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
     finish_reason: ChoiceFinishReason | None = None
+    stop_reason: str | int | None = None
     logprobs: list[TokenLogprobPayload] = field(default_factory=list)
     num_sent_logprobs: int = 0
-    _visible_logprobs: VisibleLogprobs = field(default_factory=VisibleLogprobs)
 
     def add(self, delta: GenerationDelta) -> ChoiceUpdate:
         events = self._read(delta)
@@ -124,10 +126,11 @@ class _ChoiceRecord:
                 self.calls.append(_Call(event.id, event.name))
             else:
                 self.calls[event.index].arguments.append(event.text)
-        self.logprobs += self._visible_logprobs.add(delta)
+        self.logprobs += self.visible_logprobs.add(delta)
         self.token_ids += delta.token_ids
         self.num_cached_tokens += delta.cached_tokens
         self.finish_reason = self._finish_reason(delta)
+        self.stop_reason = delta.stop_reason
         return ChoiceUpdate(delta.index, events, delta.token_ids, self.finish_reason)
 
     @property
@@ -175,11 +178,12 @@ class ChatCompletionBuilder:
         stream_usage: StreamUsage = "none",
         make_parser: Callable[[], ToolCallParser] | None = None,
         logprobs: bool = False,
+        tokens_as_token_ids: bool = False,
         return_token_ids: bool = False,
         num_prompt_logprobs: int | None = None,
     ) -> None:
         """``created``: Unix time in seconds. ``logprobs``, ``return_token_ids``: the client asked
-        to be told.
+        to be told. ``tokens_as_token_ids``: how ``logprobs`` write tokens.
 
         ``num_prompt_logprobs``: of the most probable tokens in each place of the prompt; ``None``:
         it is not asked about.
@@ -194,7 +198,13 @@ class ChatCompletionBuilder:
         self._return_token_ids = return_token_ids
         self._num_prompt_logprobs = num_prompt_logprobs
         self._prompt_positions: list[SampledLogprobs] = []
-        self._choices = [_ChoiceRecord(make_parser() if make_parser else None) for _ in range(n)]
+        self._choices = [
+            _ChoiceRecord(
+                make_parser() if make_parser else None,
+                VisibleLogprobs(as_token_ids=tokens_as_token_ids),
+            )
+            for _ in range(n)
+        ]
 
     @property
     def finish_reasons(self) -> list[ChoiceFinishReason | None]:
@@ -239,6 +249,7 @@ class ChatCompletionBuilder:
                     if self._reports_logprobs
                     else None,
                     finish_reason=choice.finish_reason,
+                    stop_reason=choice.stop_reason,
                     token_ids=choice.token_ids if self._return_token_ids else None,
                 )
                 for index, choice in enumerate(self._choices)
@@ -265,6 +276,8 @@ class ChatCompletionBuilder:
                 chunk = self._choice_chunk(update.index, {}, update.finish_reason)
                 if self._choices[update.index].has_unsent_logprobs:  # of what a call ends with
                     chunk["choices"][0]["logprobs"] = self._unsent_logprobs(update.index)
+                if (stop_reason := self._choices[update.index].stop_reason) is not None:
+                    chunk["choices"][0]["stop_reason"] = stop_reason
                 yield chunk
 
     def usage_chunks(self) -> Iterator[ChunkPayload]:

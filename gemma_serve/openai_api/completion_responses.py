@@ -33,6 +33,7 @@ class ChoicePayload(TypedDict):
     text: str
     logprobs: LogprobsPayload | None
     finish_reason: FinishReason | None
+    stop_reason: NotRequired[str | int]
     prompt_token_ids: NotRequired[list[int]]
     token_ids: NotRequired[list[int]]
     prompt_logprobs: NotRequired[PromptLogprobsPayload]
@@ -65,12 +66,14 @@ class _ChoiceRecord:
     token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
     is_open: bool = False
     """Whether everything that precedes the answer has been written."""
 
     def add(self, payload: ChoicePayload) -> None:
         self.texts.append(payload["text"])
         self.finish_reason = payload["finish_reason"]
+        self.stop_reason = payload.get("stop_reason")
         if payload["logprobs"] is not None:
             extend_logprobs(self.logprobs, payload["logprobs"])
 
@@ -180,6 +183,8 @@ class CompletionBuilder:
             "logprobs": None if self._body.logprobs is None else empty_logprobs(),
             "finish_reason": delta.finish_reason,
         }
+        if delta.stop_reason is not None:
+            payload["stop_reason"] = delta.stop_reason
         if not choice.is_open:
             choice.is_open = True
             self._open(payload, choice.writer)
@@ -211,6 +216,8 @@ class CompletionBuilder:
             "logprobs": None if self._body.logprobs is None else choice.logprobs,
             "finish_reason": choice.finish_reason,
         }
+        if choice.stop_reason is not None:
+            payload["stop_reason"] = choice.stop_reason
         if self._body.return_token_ids:
             payload["prompt_token_ids"] = _token_ids(self._prompts[index // self._n].started)
             payload["token_ids"] = choice.token_ids

@@ -16,7 +16,7 @@ class ApiConfig:
     model_name: str
     """The only ``model`` that requests may name, and the one that every answer carries."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Any of these opens every path but ``/health``; none at all: no key is asked for."""
+    """Any of these opens every path but those of probes; none at all: no key is asked for."""
     cors_allow_origins: tuple[str, ...] = ()
     """Web origins whose pages may call this server from a browser; ``*`` allows all."""
     share_prefix_cache: bool = False

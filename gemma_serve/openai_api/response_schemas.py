@@ -108,6 +108,7 @@ class Choice(ResponseModel):
     message: AssistantAnswer | ToolCallingAnswer
     logprobs: ChoiceLogprobs | None = None
     finish_reason: ChoiceFinishReason
+    stop_reason: AbsentIfNone[str | int] = None
     token_ids: AbsentIfNone[list[int]] = None
 
 
@@ -168,6 +169,7 @@ class ChunkChoice(ResponseModel):
     delta: ChoiceDelta
     logprobs: ChoiceLogprobs | None
     finish_reason: ChoiceFinishReason | None
+    stop_reason: AbsentIfNone[str | int] = None
     token_ids: AbsentIfNone[list[int]] = None
 
 
@@ -199,6 +201,7 @@ class CompletionChoice(ResponseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: AbsentIfNone[str | int] = None
     prompt_token_ids: AbsentIfNone[list[int]] = None
     token_ids: AbsentIfNone[list[int]] = None
     prompt_logprobs: AbsentIfNone[PromptLogprobs] = None

@@ -122,6 +122,9 @@ class SamplingFields(TokenFields, RequesterFields):
     return_token_ids: Bool | None = Field(
         default=None, description="Tell the token ids of the prompt and of each choice."
     )
+    return_tokens_as_token_ids: Bool | None = Field(
+        default=None, description="Write the tokens of `logprobs` as `token_id:7`."
+    )
     prompt_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = Field(
         default=None,
         description="vLLM's: how probable each token of the prompt was, and so many of the most "

@@ -201,6 +201,7 @@ async def test_invalid_value_is_a_400_that_names_the_field(
             "structured_outputs.structural_tag",
         ),
         ({"echo": True}, "echo"),
+        ({"truncation_side": "right", "truncate_prompt_tokens": 5}, "truncation_side"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         (user({"type": "text", "text": "x"}, {"type": "input_audio"}), "messages[0].content[1]"),
         (user({"type": "file", "file": {}}), "messages[0].content[0]"),

@@ -155,3 +155,12 @@ async def test_tokens_of_the_prompt_are_told_by_their_ids() -> None:
         {"106": {"logprob": -0.2, "rank": 1, "decoded_token": ""}},
     ]
     assert "prompt_logprobs" not in (await post_chat(make_app(client))).json()
+
+
+async def test_tokens_are_written_as_their_ids_if_asked_for() -> None:
+    client = FakeGenerationClient([delta("a", b"a", finish_reason=FinishReason.STOP, top=(b"a",))])
+    fields = {"logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": True}
+    (choice,) = (await post_chat(make_app(client), **fields)).json()["choices"]
+    (entry,) = choice["logprobs"]["content"]
+    assert (entry["token"], entry["bytes"]) == ("token_id:7", [97])
+    assert [top["token"] for top in entry["top_logprobs"]] == ["token_id:0"]

@@ -227,6 +227,15 @@ async def test_error_in_the_middle_of_a_stream_is_one_event_and_done(prompts: ob
     assert len(client.closed) == len(client.requests)
 
 
+async def test_what_stopped_a_choice_is_told_with_its_end() -> None:
+    last = replace(delta("!", FinishReason.STOP), stop_reason="END")
+    app = make_app(FakeGenerationClient([delta("Hi")], [last]))
+    (choice,) = (await post(app)).json()["choices"]
+    assert (choice["text"], choice["stop_reason"]) == ("Hi!", "END")
+    first, end = choices_of(await post(app, stream=True))
+    assert ("stop_reason" in first, end["stop_reason"]) == (False, "END")
+
+
 async def test_echo_begins_each_choice_with_the_prompt() -> None:
     script = [[delta("!", FinishReason.STOP), delta("?", FinishReason.STOP, index=1)]]
     app = make_app(FakeGenerationClient(*script))
