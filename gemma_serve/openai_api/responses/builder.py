@@ -7,7 +7,12 @@ from typing import Literal
 
 from gemma_serve.errors import GenerationError
 from gemma_serve.generation import FinishReason, GenerationDelta, GenerationStarted, SamplingParams
-from gemma_serve.openai_api.responses.request_schemas import PlainText, ResponseRequest, TextOptions
+from gemma_serve.openai_api.responses.request_schemas import (
+    JsonSchemaFormat,
+    PlainText,
+    ResponseRequest,
+    TextOptions,
+)
 from gemma_serve.openai_api.responses.response_schemas import (
     IncompleteDetails,
     InputTokensDetails,
@@ -158,6 +163,8 @@ class ResponseBuilder:
 
 
 def _text_options(body: ResponseRequest) -> TextOptions:
-    if body.text is None or body.text.format is None:
-        return TextOptions(format=PlainText())
-    return body.text
+    asked = body.text or TextOptions()
+    wanted = asked.format or PlainText()
+    if isinstance(wanted, JsonSchemaFormat):
+        wanted = wanted.model_copy(update={"strict": True})  # as it is: every schema is enforced
+    return asked.model_copy(update={"format": wanted})
