@@ -8,6 +8,7 @@ from gemma_serve.openai_api.chat_messages import check_num_parts
 from gemma_serve.openai_api.chat_schemas import MAX_MESSAGES
 from gemma_serve.openai_api.field_types import Bool, Int, Text, at_most
 from gemma_serve.openai_api.requesters import RequesterFields
+from gemma_serve.openai_api.response_schemas import AbsentIfNone
 from gemma_serve.openai_api.responses.input_items import InputItem
 from gemma_serve.openai_api.sampling_fields import INT64_MAX, TokenFields
 from gemma_serve.openai_api.tool_schemas import MAX_TOOLS, ChoiceMode, FunctionName, word_as_object
@@ -56,7 +57,7 @@ class TextOptions(BaseModel):
         Annotated[PlainText | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
         | None
     ) = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: AbsentIfNone[Literal["low", "medium", "high"]] = None
 
 
 class FunctionTool(BaseModel):

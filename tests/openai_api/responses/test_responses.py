@@ -50,7 +50,7 @@ async def test_whole_answer_has_every_field_of_the_contract() -> None:
         "max_output_tokens": None,
         "max_tool_calls": None,
         "reasoning": {"effort": None, "summary": None},
-        "text": {"format": {"type": "text"}, "verbosity": None},
+        "text": {"format": {"type": "text"}},
         "truncation": "disabled",
         "store": True,
         "background": False,
@@ -210,6 +210,21 @@ async def test_format_of_the_answer_reaches_the_engine(
     fields: dict[str, object], constraint: OutputConstraint | None
 ) -> None:
     assert (await requested(**fields)).output_constraint == constraint
+
+
+async def test_schema_is_told_again_as_strict_which_it_always_is() -> None:
+    text = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}, "verbosity": "low"}
+    response = await post(make_app(FakeGenerationClient(*answer("{}"))), text=text)
+    assert response.json()["text"] == {
+        "format": {
+            "type": "json_schema",
+            "name": "x",
+            "schema": SCHEMA,
+            "description": None,
+            "strict": True,
+        },
+        "verbosity": "low",
+    }
 
 
 async def test_format_that_cannot_be_enforced_is_told_by_its_place_in_the_text_field() -> None:
