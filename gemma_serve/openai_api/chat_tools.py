@@ -50,9 +50,10 @@ class ToolUse:
         Calls that are certain come in JSON, whatever a model is used to.
         """
         max_calls = None if self.parallel else 1
-        if self.offer.form == "function_gemma" and self.constraint is None:
+        is_certain = self.choice.mode != "auto"
+        if self.offer.form == "function_gemma" and not is_certain:
             return function_gemma_parser(self.choice.names, max_calls=max_calls)
-        return gemma_parser(self.choice.names, max_calls=max_calls)
+        return gemma_parser(self.choice.names, max_calls=max_calls, calls_only=is_certain)
 
 
 class ToolRules:

@@ -9,9 +9,11 @@ from gemma_serve.tool_calling.events import AnswerEvent, ArgumentsPiece, CallSta
 class CallSink:
     """Takes text and calls in their order, and gives them out as events."""
 
-    def __init__(self, max_calls: int | None) -> None:
-        """``max_calls``: further ones are left out; ``None`` takes all."""
+    def __init__(self, max_calls: int | None, *, calls_only: bool = False) -> None:
+        """``max_calls``: further ones are left out; ``None`` takes all. ``calls_only``: what is no
+        call is the beginning of one that was cut off, and is not said."""
         self.num_calls = 0
+        self._calls_only = calls_only
         self._max_calls = max_calls
         self._is_full = False
         self._events: list[AnswerEvent] = []
@@ -60,6 +62,8 @@ class CallSink:
         return events
 
     def _add_text(self, text: str) -> None:
+        if self._calls_only:
+            return
         last = self._events[-1] if self._events else None
         if isinstance(last, TextPiece):
             self._events[-1] = TextPiece(last.text + text)

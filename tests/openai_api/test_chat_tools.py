@@ -311,6 +311,23 @@ async def test_call_that_a_limit_cuts_off_ends_with_length(stream: bool) -> None
     assert choice["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("text", ["", "{", '{"name": "get_wea', '[{"name": "get_weather", '])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_certain_call_that_a_limit_cuts_off_before_it_begins_is_no_text(
+    text: str, stream: bool
+) -> None:
+    client = FakeGenerationClient(*answer(text, finish_reason=FinishReason.LENGTH))
+    fields = {"tools": TOOLS, "tool_choice": "required", "stream": stream}
+    response = await post_chat(make_app(client), **fields)
+    if stream:
+        _, *choices = choices_of(response)
+        assert [(c["delta"], c["finish_reason"]) for c in choices] == [({}, "length")]
+    else:
+        (choice,) = response.json()["choices"]
+        assert (choice["finish_reason"], choice["message"]["content"]) == ("length", "")
+        assert "tool_calls" not in choice["message"]
+
+
 async def test_only_one_call_without_parallel_calls() -> None:
     response = await called(f"[{CALL}, {CALL}]", parallel_tool_calls=False)
     (choice,) = response.json()["choices"]

@@ -132,6 +132,13 @@ async def test_answer_that_is_cut_in_a_call_leaves_the_call_incomplete() -> None
     )
 
 
+async def test_certain_call_that_is_cut_before_it_begins_leaves_an_empty_message() -> None:
+    cut = answer('{"name": "get_w', finish_reason=FinishReason.LENGTH)
+    app = make_app(FakeGenerationClient(*cut))
+    body = (await post(app, tools=[WEATHER], tool_choice="required")).json()
+    assert [shown(item) for item in body["output"]] == [("message", "", "incomplete")]
+
+
 async def test_failure_in_a_call_leaves_the_call_incomplete() -> None:
     text = '{"name": "get_weather", "parameters": {"ci'
     client = FakeGenerationClient([delta(text)], GenerationError("The engine failed."))
