@@ -32,6 +32,13 @@ _NAMES: Final[Mapping[str, str]] = {
 }
 """The chat's fields that responses call otherwise."""
 
+_PROMPT_FIELDS: Final = (
+    "chat_template_kwargs",
+    "continue_final_message",
+    "add_generation_prompt",
+    "truncate_prompt_tokens",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseChat:
@@ -104,7 +111,7 @@ def _chat_request(body: ResponseRequest, messages: list[Message]) -> ChatComplet
     return ChatCompletionRequest.model_validate(
         {
             **fields,
-            **_constraints_of_others(body),
+            **_fields_of_chats(body),
             "model": body.model,
             "messages": messages,
             "max_completion_tokens": body.max_output_tokens,
@@ -118,9 +125,9 @@ def _chat_request(body: ResponseRequest, messages: list[Message]) -> ChatComplet
     )
 
 
-def _constraints_of_others(body: ResponseRequest) -> dict[str, object]:
-    """What other servers' clients may add, for the chat to honour or to refuse."""
-    known = UnsupportedFields.model_fields | StructuredOutputFields.model_fields
+def _fields_of_chats(body: ResponseRequest) -> dict[str, object]:
+    """What clients may add that changes the answer, for the chat to honour or to refuse."""
+    known = {*UnsupportedFields.model_fields, *StructuredOutputFields.model_fields, *_PROMPT_FIELDS}
     extra = body.model_extra or {}
     return {name: value for name, value in extra.items() if name in known}
 

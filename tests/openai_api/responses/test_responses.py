@@ -11,7 +11,7 @@ from gemma_serve.errors import (
     InvalidRequestError,
     OutputConstraintError,
 )
-from gemma_serve.generation import FinishReason, OutputConstraint
+from gemma_serve.generation import ChatPrompt, FinishReason, OutputConstraint
 from gemma_serve.messages import ChatMessage, Role, TextPart, ToolCall
 from tests.fakes import VISION_MODEL, FakeGenerationClient, FakeImageLoader, answer, delta, image_of
 from tests.openai_api.harness import MODEL, connect, error_of, make_app, messages_of
@@ -184,6 +184,19 @@ async def test_sampling_fields_reach_the_engine() -> None:
     assert (sampling.top_k, sampling.stop, sampling.seed) == (3, ("x",), 1)
 
 
+async def test_fields_of_chats_that_change_the_prompt_reach_the_engine() -> None:
+    request = await requested(
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}],
+        chat_template_kwargs={"a": 1},
+        continue_final_message=False,
+        truncate_prompt_tokens=5,
+    )
+    assert isinstance(request.prompt, ChatPrompt)
+    assert request.prompt.template_kwargs == (("a", 1),)
+    assert request.prompt.continue_final_message is False
+    assert request.truncate_prompt_tokens == 5
+
+
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
@@ -334,6 +347,8 @@ USER = {"role": "user", "content": "x"}
             "missing_required_parameter",
         ),
         ({"temperature": 3}, "temperature", "invalid_value"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "unsupported_value"),
+        ({"echo": True}, "echo", "unsupported_value"),
         ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_value"),
         ({"background": True}, "background", "unsupported_value"),
