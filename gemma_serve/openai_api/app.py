@@ -46,8 +46,9 @@ from gemma_serve.openai_api.response_schemas import (
     Version,
 )
 from gemma_serve.openai_api.responses.endpoint import Responses
+from gemma_serve.openai_api.responses.event_schemas import ResponseEvent
 from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
-from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, ResponseEvent
+from gemma_serve.openai_api.responses.response_schemas import DeletedResponse
 from gemma_serve.openai_api.responses.response_schemas import Response as ResponseObject
 from gemma_serve.openai_api.responses.store import ResponseStore
 from gemma_serve.openai_api.responses.stored_items import InputItemList

@@ -41,6 +41,8 @@ def _inlined(value: Any, definitions: Mapping[str, Any]) -> Any:
     match value:
         case {"$ref": str(reference)}:
             return _inlined(definitions[reference.rpartition("/")[2]], definitions)
+        case {"oneOf": list(options), "discriminator": dict()}:  # whose mapping leads out of it too
+            return {"oneOf": _inlined(options, definitions)}
         case dict():
             return {key: _inlined(inner, definitions) for key, inner in value.items()}
         case list():

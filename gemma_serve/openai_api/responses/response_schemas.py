@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from gemma_serve.openai_api.response_schemas import ResponseModel
 from gemma_serve.openai_api.responses.request_schemas import (
@@ -140,15 +140,6 @@ class Response(ResponseModel):
     safety_identifier: None = None
     prompt_cache_key: None = None
     usage: ResponseUsage | None = None
-
-
-class ResponseEvent(ResponseModel):
-    """One event of a stream; what else it has depends on its type."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    sequence_number: int
 
 
 class DeletedResponse(ResponseModel):

@@ -13,7 +13,7 @@ from gemma_serve.openai_api.responses.record import (
 from gemma_serve.openai_api.responses.response_schemas import OutputLogprob, OutputText, Response
 
 Event = dict[str, object]
-"""``ResponseEvent`` as it is written: plain, because one is made for every token."""
+"""``event_schemas.ResponseEvent`` as it is written: plain, because one is made for every token."""
 
 
 class EventWriter:

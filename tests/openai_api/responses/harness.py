@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from gemma_serve.generation import GenerationRequest
 from gemma_serve.messages import ChatMessage, Role, TextPart
+from gemma_serve.openai_api.responses.event_schemas import ResponseEvent
 from tests.fakes import FakeGenerationClient, answer
 from tests.openai_api.harness import MODEL, connect, make_app
 
@@ -34,12 +35,13 @@ async def requested(content: object = "Hello", **fields: object) -> GenerationRe
 
 
 def events_of(response: httpx.Response) -> list[Json]:
-    """The events, after checking that each is called what its type says."""
+    """The events, each checked against its documented model and called what its type says."""
     events = []
     for event in response.text.removesuffix("\n\n").split("\n\n"):
         name, data = event.split("\n")
         parsed = json.loads(data.removeprefix("data: "))
         assert name == f"event: {parsed['type']}"
+        ResponseEvent.model_validate(parsed)
         events.append(parsed)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     return events
