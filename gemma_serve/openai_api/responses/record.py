@@ -23,6 +23,7 @@ from gemma_serve.openai_api.responses.output_items import (
     output_logprob,
 )
 from gemma_serve.openai_api.responses.request_schemas import (
+    JsonSchemaFormat,
     PlainText,
     ResponseRequest,
     TextOptions,
@@ -242,6 +243,8 @@ def _tool_choice(body: ResponseRequest) -> ToolChoice:
 
 
 def _text_options(body: ResponseRequest) -> TextOptions:
-    if body.text is None or body.text.format is None:
-        return TextOptions(format=PlainText())
-    return body.text
+    asked = body.text or TextOptions()
+    wanted = asked.format or PlainText()
+    if isinstance(wanted, JsonSchemaFormat):
+        wanted = wanted.model_copy(update={"strict": True})  # as it is: every schema is enforced
+    return asked.model_copy(update={"format": wanted})

@@ -46,7 +46,7 @@ class JsonSchemaFormat(BaseModel):
     type: Literal["json_schema"]
     name: str
     schema_: dict[str, object] = Field(alias="schema")
-    description: Text | None = Field(default=None, exclude_if=lambda value: value is None)
+    description: Text | None = None
     strict: Bool | None = None
 
 
