@@ -24,7 +24,7 @@ from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.checkpoints import served_name
 from gemma_serve.gemma.config import Device, DType, ModelConfig
 from gemma_serve.images.limits import ImageLimits
-from gemma_serve.messages import ToolForm
+from gemma_serve.messages import PromptedToolForm
 from gemma_serve.openai_api.config import ApiConfig, ToolPolicy
 from gemma_serve.openai_api.limits import ApiLimits
 
@@ -121,7 +121,7 @@ class AppSettings(BaseModel):
     ``ignore`` answers in text, ``reject`` is a 400. By default ``prompt`` from 4B on and ``ignore``
     below: smaller models cannot do it. Where a request wants a call for certain, all models are
     told, unless ``reject`` is set."""
-    tool_form: ToolForm = "json"
+    tool_form: PromptedToolForm = "json"
     """How prompts ask for calls: ``json`` objects or ``pythonic`` calls, both of which Google
     documents. Answers are understood in either form."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol, Self
 
-from gemma_serve.messages import ChatMessage, ToolOffer
+from gemma_serve.messages import ChatMessage, ToolForm, ToolOffer
 
 
 class FinishReason(StrEnum):
@@ -130,6 +130,8 @@ class GenerationRequest:
     n: int = 1
     user: str | None = None
     """Whose turn it takes: users start their sequences by turns."""
+    priority: int = 0
+    """Among the user's own that wait, smaller ones start first."""
     cache_salt: str | None = None
     """Only requests of the same salt share what is cached of their prompts."""
     output_constraint: OutputConstraint | None = None
@@ -192,6 +194,8 @@ class GenerationDelta:
     token_ids: tuple[int, ...]
     """All tokens sampled since the last delta, the ending one included."""
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The text of ``stop`` or the id of ``stop_token_ids`` that ended it, if one did."""
     cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache; told once, with the first delta."""
     logprobs: tuple[SampledLogprobs, ...] = ()
@@ -207,6 +211,7 @@ class GenerationDelta:
             self.text + later.text,
             self.token_ids + later.token_ids,
             later.finish_reason,
+            later.stop_reason,
             cached_tokens=self.cached_tokens + later.cached_tokens,
             logprobs=self.logprobs + later.logprobs,
             prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
@@ -260,6 +265,8 @@ class ModelDescription:
     """``None``: the model takes text only."""
     calls_tools: bool = True
     """Whether it is able to call functions when a prompt explains them."""
+    tool_form: ToolForm | None = None
+    """The only form of calls that it knows; ``None``: the one that a prompt asks for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,8 +54,11 @@ class ToolDefinition:
     """A JSON Schema of the arguments, as JSON text; ``None``: it takes no arguments."""
 
 
-ToolForm = Literal["json", "pythonic"]
+PromptedToolForm = Literal["json", "pythonic"]
 """How prompts ask for calls and show earlier ones. Answers are understood in either form."""
+
+ToolForm = PromptedToolForm | Literal["function_gemma"]
+"""The same, or the only form that a model with tokens for calls knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,7 @@ class AsyncEngine:
         n: int,
         *,
         user: str | None = None,
+        priority: int = 0,
         cache_salt: str | None = None,
         constraints: tuple[TokenConstraint, ...] = (),
     ) -> GenerationStream:
@@ -103,6 +104,7 @@ class AsyncEngine:
             sampling=sampling,
             n=n,
             user=user,
+            priority=priority,
             cache_salt=cache_salt,
             constraints=constraints,
         )

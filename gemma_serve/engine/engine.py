@@ -65,6 +65,7 @@ class EngineRequest:
     sampling: SamplingParams
     n: int = 1
     user: str | None = None
+    priority: int = 0
     cache_salt: str | None = None
     constraints: tuple[TokenConstraint, ...] = ()
     """One for each of the ``n``, or none at all."""
@@ -211,6 +212,7 @@ class Engine:
             arrival=next(self._arrivals),
             token_ids=list(prompt.token_ids),
             user=request.user,
+            priority=request.priority,
             prompt_scores=PromptScores(
                 num_prompt_tokens=num_prompt_tokens, num_top=sampling.prompt_logprobs
             )
@@ -258,18 +260,22 @@ class Engine:
         """Append a sampled token and say what became final by it."""
         sequence.token_ids.append(token_id)
         sequence.sampling_state.append(token_id)
-        finish_reason = None
+        finish_reason, stop_reason = None, None
         if token_id in sequence.stop_token_ids:
             text, finish_reason = sequence.detokenizer.flush(), FinishReason.STOP
+            stop_reason = _asked_for(token_id, self._vocabulary.eos_token_ids)
         else:
             text = sequence.detokenizer.append((token_id,))
-            if sequence.detokenizer.matched_stop is not None:
+            if (matched := sequence.detokenizer.matched_stop) is not None:
                 finish_reason = FinishReason.STOP
+                stop_reason = _asked_for(matched, self._vocabulary.stop_strings)
             elif sequence.sampling_state.is_over:
                 text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.STOP
             elif len(sequence.token_ids) >= sequence.max_total_tokens:
                 text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.LENGTH
-        return GenerationDelta(sequence.index, text, (token_id,), finish_reason, logprobs=logprobs)
+        return GenerationDelta(
+            sequence.index, text, (token_id,), finish_reason, stop_reason, logprobs=logprobs
+        )
 
     def _logprobs(self, sampled: SampledToken) -> tuple[SampledLogprobs, ...]:
         """Of one token; nothing if they were not asked for."""
@@ -319,3 +325,8 @@ class Engine:
         for key in keys:
             self.abort(key)
         return [StepOutput(key, error=GenerationError(message)) for key in keys]
+
+
+def _asked_for(stop: str | int, own: Collection[str | int]) -> str | int | None:
+    """``stop``, unless it is one of the checkpoint's own, which end every turn."""
+    return None if stop in own else stop

@@ -74,7 +74,7 @@ class Scheduler:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence behind its user's others."""
+        """Queue a new sequence among its user's others."""
         self._waiting.add(sequence)
 
     def remove(self, sequences: Iterable[Sequence]) -> None:

@@ -60,6 +60,8 @@ class Sequence:
     """Leading tokens whose keys and values are in the cache."""
     user: str | None = None
     """Whose turn it uses up; ``None`` is one user too."""
+    priority: int = 0
+    """Smaller goes first among those of its user that were not started."""
     turn: int | None = None
     """Smaller was started earlier, is served first and preempted last; ``None`` until then."""
     num_cached_tokens: int = 0

@@ -1,7 +1,7 @@
 """Whose turn it is to start."""
 
 from bisect import insort
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Collection
 
 from gemma_serve.engine.sequence import Sequence, turn_of
@@ -10,20 +10,21 @@ from gemma_serve.engine.sequence import Sequence, turn_of
 class WaitingQueue:
     """Sequences that are not computed now: first the preempted ones, then one user after another.
 
-    Of one user, who came first is served first. A user whose sequence was taken goes to the end.
+    Of one user, the smallest priority is served first and, among equals, who came first. So nobody
+    gets ahead of another user. A user whose sequence was taken goes to the end.
     """
 
     def __init__(self) -> None:
         self._preempted: list[Sequence] = []  # by turn
-        self._of_user: OrderedDict[str | None, deque[Sequence]] = OrderedDict()
+        self._of_user: OrderedDict[str | None, list[Sequence]] = OrderedDict()
         self._num_sequences = 0
 
     def __len__(self) -> int:
         return self._num_sequences
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence behind its user's others."""
-        self._of_user.setdefault(sequence.user, deque()).append(sequence)
+        """Queue a new sequence among its user's others."""
+        insort(self._of_user.setdefault(sequence.user, []), sequence, key=_rank)
         self._num_sequences += 1
 
     def add_preempted(self, sequence: Sequence) -> None:
@@ -55,3 +56,7 @@ class WaitingQueue:
         line.remove(sequence)
         if not line:
             del self._of_user[sequence.user]
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.priority, sequence.arrival

@@ -12,7 +12,7 @@ from gemma_serve.engine.engine import Engine
 from gemma_serve.engine.stats import EngineStats
 from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.engine_builder import build_engine, max_model_len
-from gemma_serve.gemma.function_calling import calls_tools
+from gemma_serve.gemma.function_calling import calls_tools, tool_form
 from gemma_serve.gemma.loading import LoadedGemma, load_gemma
 from gemma_serve.gemma.prompt import PromptBuilder
 from gemma_serve.generation import (
@@ -68,7 +68,8 @@ class GemmaGenerator:
             vocab_size=gemma.model.lm_head.out_features,
             default_sampling=gemma.default_sampling,
             vision=gemma.vision,
-            calls_tools=calls_tools(gemma.model.config),
+            calls_tools=calls_tools(gemma.model.config, gemma.tokenizer),
+            tool_form=tool_form(gemma.tokenizer),
         )
         prompt_builder = PromptBuilder(
             gemma.tokenizer,
@@ -101,6 +102,7 @@ class GemmaGenerator:
             sampling,
             request.n,
             user=request.user,
+            priority=request.priority,
             cache_salt=request.cache_salt,
             constraints=await self._constraints(request),
         )

@@ -24,6 +24,7 @@ from gemma_serve.gemma.checkpoints import (
 from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.demo import demo_checkpoint, demo_vision_checkpoint
 from gemma_serve.gemma.dummy import Gemma3Model, dummy_config, dummy_generation_config
+from gemma_serve.gemma.function_calling import END_OF_CALLS, tool_tokens
 from gemma_serve.gemma.gguf_conversion import gguf_checkpoint
 from gemma_serve.gemma.placement import Placement, place
 from gemma_serve.gemma.synthetic_tokenizer import synthetic_tokenizer
@@ -171,6 +172,8 @@ def _eos_token_ids(
     # Some conversions name <eos> alone, and a chat would never end.
     if _END_OF_TURN in tokenizer.get_vocab():
         token_ids.add(tokenizer.convert_tokens_to_ids(_END_OF_TURN))
+    if tool_tokens(tokenizer):
+        token_ids.add(tokenizer.convert_tokens_to_ids(END_OF_CALLS))
     return frozenset(token_ids - {None})
 
 

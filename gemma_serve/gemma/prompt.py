@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs
 from gemma_serve.errors import ContextLengthError, InvalidRequestError
 from gemma_serve.gemma.bad_words import banned_token_sequences
+from gemma_serve.gemma.function_calling import tool_form, tool_tokens
 from gemma_serve.gemma.history import Turn, fit_history
 from gemma_serve.gemma.rendering import START_OF_IMAGE, ChatRenderer, Segment
 from gemma_serve.gemma.truncation import truncate
@@ -23,8 +24,7 @@ from gemma_serve.generation import (
     TokenPrompt,
     VisionInput,
 )
-from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart, ToolOffer
-from gemma_serve.tool_calling.prompt import tool_prompt
+from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart
 
 _END_OF_IMAGE: Final = "<end_of_image>"
 
@@ -64,6 +64,7 @@ class PromptBuilder:
         self._tokens_per_view = vision.tokens_per_view if vision is not None else 0
         self._image_token_id = image_token_id
         self._max_model_len = max_model_len
+        self._tool_form = tool_form(tokenizer) or "json"
         self._renderer = ChatRenderer(tokenizer)
         self._control_tokens = _control_token_pattern(tokenizer)
         self._max_token_length = max(len(token) for token in tokenizer.get_vocab())
@@ -125,7 +126,7 @@ class PromptBuilder:
         messages = prompt.messages
         self._check_images(messages)
         self._refuse_if_too_many(messages, limit)
-        turns = _turns(messages, prompt.tools)
+        turns = fit_history(messages, prompt.tools, tool_form=self._tool_form)
         self._refuse_if_too_long(self._min_num_tokens(turns), limit)
         segments = self._with_bos(self._render(turns, prompt))
         runs: list[list[Segment]] = [[]]  # of text, each but the last followed by a view
@@ -147,7 +148,7 @@ class PromptBuilder:
             self._check_template_variable(name, value)
         try:
             return self._renderer.render(
-                turns, continue_final_turn=prompt.continue_final_message, variables=variables
+                turns, continue_final_turn=_continues(prompt), variables=variables
             )
         except TemplateError as error:
             if not variables:
@@ -293,11 +294,10 @@ class PromptBuilder:
         return [token_id for encoding in encodings for token_id in encoding]
 
 
-def _turns(messages: Sequence[ChatMessage], tools: ToolOffer | None) -> tuple[Turn, ...]:
-    if tools is None:
-        return fit_history(messages)
-    opening = ChatMessage(Role.SYSTEM, (TextPart(tool_prompt(tools)),))
-    return fit_history([opening, *messages], tools.form)
+def _continues(prompt: ChatPrompt) -> bool:
+    """A result that the model reads in its own turn leaves that turn open."""
+    ends_with_result = bool(prompt.messages) and prompt.messages[-1].role is Role.TOOL
+    return prompt.continue_final_message or ends_with_result
 
 
 def _image(image: ImagePart) -> Iterator[Segment | _View]:
@@ -337,6 +337,7 @@ def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str
     """Finds control tokens in text, also overlapping ones; group 1 is the token."""
     added = tokenizer.added_tokens_decoder.values()
     control_tokens = {token.content for token in added if token.special}
+    control_tokens |= tool_tokens(tokenizer)
     control_tokens.update(tokenizer.all_special_tokens)
     named = sorted(t for t in control_tokens if not _UNTRAINED_TOKEN.fullmatch(t))
     tokens = "|".join([*map(re.escape, named), _UNTRAINED_TOKEN.pattern])

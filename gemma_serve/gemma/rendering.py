@@ -8,6 +8,7 @@ can forge what the template writes, and a text of megabytes costs nothing here.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -18,6 +19,7 @@ from gemma_serve.errors import CheckpointError
 from gemma_serve.gemma.history import Turn
 from gemma_serve.generation import TemplateValue
 from gemma_serve.messages import ImagePart, Role
+from gemma_serve.tool_calling.function_gemma_prompt import ControlPart, PromptPart
 
 START_OF_IMAGE: Final = "<start_of_image>"
 """What templates write in an image's place."""
@@ -72,10 +74,8 @@ class ChatRenderer:
     ) -> dict[str, object]:
         """``turn`` as the template's input; its texts go to the end of ``texts``."""
         parts = [
-            None
-            if isinstance(part, ImagePart)
-            else _with_placeholder(part.text, texts, keep_edges=keep_edges)
-            for part in turn.parts
+            None if is_image else _text(group, texts, keep_edges=keep_edges)
+            for is_image, group in _groups(turn.parts)
         ] or [""]
         if not self._takes_parts:
             content = "".join(START_OF_IMAGE if part is None else part for part in parts)
@@ -112,6 +112,26 @@ class ChatRenderer:
         except (TemplateError, TypeError):
             return False
         return "probe" in rendered and "'type'" not in rendered
+
+
+def _groups(parts: Sequence[PromptPart]) -> Iterator[tuple[bool, Sequence[PromptPart]]]:
+    """Each image by itself, and what stands between images; with whether it is an image."""
+    for is_image, group in groupby(parts, key=lambda part: isinstance(part, ImagePart)):
+        if is_image:
+            yield from ((True, [image]) for image in group)
+        else:
+            yield False, list(group)
+
+
+def _text(parts: Sequence[PromptPart], texts: list[str], *, keep_edges: bool) -> str:
+    """What the template sees of texts and control tokens; it may trim the edges of all of it."""
+    return "".join(
+        part.token
+        if isinstance(part, ControlPart)
+        else _with_placeholder(part.text, texts, keep_edges=keep_edges)
+        for part in parts
+        if not isinstance(part, ImagePart)
+    )
 
 
 def _with_placeholder(text: str, texts: list[str], *, keep_edges: bool) -> str:

@@ -4,6 +4,8 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
+from gemma_serve.gemma.function_calling import UNWRITTEN_TOKENS, WRITTEN_TOKENS, tool_tokens
+
 _SPACE = "\u2581"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -29,6 +31,9 @@ def control_token_names(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
 def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     control_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     control_ids.update(tokenizer.all_special_ids)
+    if tool_tokens(tokenizer):
+        control_ids.update(map(tokenizer.convert_tokens_to_ids, UNWRITTEN_TOKENS))
+        control_ids.difference_update(map(tokenizer.convert_tokens_to_ids, WRITTEN_TOKENS))
     return control_ids
 
 

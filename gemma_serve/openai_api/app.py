@@ -3,9 +3,9 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -16,6 +16,7 @@ from gemma_serve import __version__
 from gemma_serve.errors import GemmaServeError, UnavailableError
 from gemma_serve.generation import GenerationClient
 from gemma_serve.images.loader import ImageLoader
+from gemma_serve.openai_api.chat_admission import ChatAdmission
 from gemma_serve.openai_api.chat_completions import ChatCompletions
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.chat_tools import ToolRules
@@ -49,6 +50,7 @@ from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
 from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, ResponseEvent
 from gemma_serve.openai_api.responses.response_schemas import Response as ResponseObject
 from gemma_serve.openai_api.responses.store import ResponseStore
+from gemma_serve.openai_api.responses.stored_items import InputItemList
 from gemma_serve.openai_api.served_model import check_model
 from gemma_serve.openai_api.stream_schemas import documented_stream
 from gemma_serve.openai_api.tokenization import (
@@ -74,9 +76,9 @@ def build_app(
     The application closes ``image_loader`` when it shuts down.
     """
     loader = image_loader or ImageLoader(config.limits.images)
-    tool_rules = ToolRules(config)
     metrics = ServerMetrics()
     client = MeasuredClient(client, metrics)
+    admission = ChatAdmission(client, config, loader, ToolRules(config))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -98,12 +100,12 @@ def build_app(
         redoc_url=None,
     )
     app.router.route_class = JsonBodyRoute
-    _add_chat_routes(app, ChatCompletions(client, config, loader, tool_rules))
+    _add_chat_routes(app, ChatCompletions(admission))
     _add_completion_routes(app, Completions(client, config))
     store = ResponseStore(config.response_store_bytes)
-    _add_response_routes(app, Responses(client, config, loader, store))
+    _add_response_routes(app, Responses(admission, store))
     _add_model_routes(app, client, config)
-    _add_tokenization_routes(app, Tokenization(client, config, loader, tool_rules))
+    _add_tokenization_routes(app, Tokenization(client, config, admission))
     _add_status_routes(app, client)
     _add_metrics_route(app, client, metrics)
     _add_reference_route(app)
@@ -173,8 +175,25 @@ def _add_response_routes(app: FastAPI, responses: Responses) -> None:
         )
 
     @app.get("/v1/responses/{response_id}", responses=_ERRORS)
-    async def retrieve_response(response_id: str) -> ResponseObject:
+    async def retrieve_response(
+        response_id: str, stream: Literal["false"] | None = None
+    ) -> ResponseObject:
+        """What is stored is whole, and not streamed again."""
+        del stream
         return responses.retrieve(response_id)
+
+    @app.get("/v1/responses/{response_id}/input_items", responses=_ERRORS)
+    async def list_input_items(
+        response_id: str,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+    ) -> InputItemList:
+        return responses.list_input(response_id, limit=limit, order=order, after=after)
+
+    @app.post("/v1/responses/{response_id}/cancel", responses=_ERRORS)
+    async def cancel_response(response_id: str) -> ResponseObject:
+        return responses.cancel(response_id)
 
     @app.delete("/v1/responses/{response_id}", responses=_ERRORS)
     async def delete_response(response_id: str) -> DeletedResponse:
@@ -220,6 +239,11 @@ def _add_status_routes(app: FastAPI, client: GenerationClient) -> None:
     async def check_health() -> Status:
         await client.check_health()
         return Status()
+
+    @app.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
+    async def ping() -> Status:
+        """What hosts of containers ask; the same as ``/health``."""
+        return await check_health()
 
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)

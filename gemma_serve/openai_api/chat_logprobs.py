@@ -34,7 +34,9 @@ class VisibleLogprobs:
     So the tokens of a stop string, and those that end a turn, get no entry: nobody sees them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_token_ids: bool = False) -> None:
+        """``as_token_ids``: write every token as ``token_id:7``."""
+        self._as_token_ids = as_token_ids
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")  # as the engine's
         self._num_read_chars = 0
         self._num_shown_chars = 0
@@ -51,20 +53,19 @@ class VisibleLogprobs:
         self._num_shown_chars += len(delta.text)
         visible = []
         while self._held and self._held[0][0] < self._num_shown_chars:
-            visible.append(_payload(self._held.popleft()[1]))
+            visible.append(self._payload(self._held.popleft()[1]))
         return visible
 
+    def _payload(self, of_token: SampledLogprobs) -> TokenLogprobPayload:
+        return {
+            **self._top_payload(of_token.chosen),
+            "top_logprobs": [self._top_payload(token) for token in of_token.top],
+        }
 
-def _payload(of_token: SampledLogprobs) -> TokenLogprobPayload:
-    return {
-        **_top_payload(of_token.chosen),
-        "top_logprobs": [_top_payload(token) for token in of_token.top],
-    }
-
-
-def _top_payload(token: TokenLogprob) -> TopLogprobPayload:
-    return {
-        "token": token.token_bytes.decode(errors="replace"),
-        "logprob": token.logprob,
-        "bytes": list(token.token_bytes) or None,
-    }
+    def _top_payload(self, token: TokenLogprob) -> TopLogprobPayload:
+        text = token.token_bytes.decode(errors="replace")
+        return {
+            "token": f"token_id:{token.token_id}" if self._as_token_ids else text,
+            "logprob": token.logprob,
+            "bytes": list(token.token_bytes) or None,
+        }

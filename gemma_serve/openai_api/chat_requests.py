@@ -82,6 +82,7 @@ async def build_generation_request(
         truncate_prompt_tokens=body.truncate_prompt_tokens,
         return_prompt=bool(body.return_token_ids),
         user=requester.user,
+        priority=requester.priority,
         cache_salt=requester.cache_salt,
         output_constraint=constraint,
     )

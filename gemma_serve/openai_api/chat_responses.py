@@ -2,15 +2,24 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NotRequired, TypedDict
+from typing import Final, Literal, NotRequired, TypedDict
+
+from pydantic import TypeAdapter
 
 from gemma_serve.errors import GenerationError
-from gemma_serve.generation import FinishReason, GenerationDelta, GenerationStarted, Usage
+from gemma_serve.generation import (
+    FinishReason,
+    GenerationDelta,
+    GenerationStarted,
+    SampledLogprobs,
+    Usage,
+)
 from gemma_serve.openai_api.chat_logprobs import (
     ChoiceLogprobsPayload,
     TokenLogprobPayload,
     VisibleLogprobs,
 )
+from gemma_serve.openai_api.prompt_logprobs import prompt_logprobs
 from gemma_serve.openai_api.response_schemas import (
     AnsweredToolCall,
     AssistantAnswer,
@@ -19,11 +28,15 @@ from gemma_serve.openai_api.response_schemas import (
     Choice,
     ChoiceFinishReason,
     ChoiceLogprobs,
+    PromptLogprobs,
     ToolCallingAnswer,
 )
+from gemma_serve.openai_api.sampling_fields import StreamUsage
 from gemma_serve.openai_api.usage import completion_usage
 from gemma_serve.tool_calling.events import AnswerEvent, ArgumentsPiece, CallStarted, TextPiece
 from gemma_serve.tool_calling.parser import ToolCallParser
+
+_PROMPT_LOGPROBS: Final = TypeAdapter(PromptLogprobs)
 
 
 class FunctionPayload(TypedDict):
@@ -58,6 +71,7 @@ class ChoicePayload(TypedDict):
     delta: DeltaPayload
     logprobs: ChoiceLogprobsPayload | None
     finish_reason: ChoiceFinishReason | None
+    stop_reason: NotRequired[str | int]
     token_ids: NotRequired[list[int]]
 
 
@@ -93,14 +107,15 @@ class _Call:
 @dataclass(slots=True)
 class _ChoiceRecord:
     parser: ToolCallParser | None
+    visible_logprobs: VisibleLogprobs
     texts: list[str] = field(default_factory=list)
     calls: list[_Call] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
     finish_reason: ChoiceFinishReason | None = None
+    stop_reason: str | int | None = None
     logprobs: list[TokenLogprobPayload] = field(default_factory=list)
     num_sent_logprobs: int = 0
-    _visible_logprobs: VisibleLogprobs = field(default_factory=VisibleLogprobs)
 
     def add(self, delta: GenerationDelta) -> ChoiceUpdate:
         events = self._read(delta)
@@ -111,10 +126,11 @@ class _ChoiceRecord:
                 self.calls.append(_Call(event.id, event.name))
             else:
                 self.calls[event.index].arguments.append(event.text)
-        self.logprobs += self._visible_logprobs.add(delta)
+        self.logprobs += self.visible_logprobs.add(delta)
         self.token_ids += delta.token_ids
         self.num_cached_tokens += delta.cached_tokens
         self.finish_reason = self._finish_reason(delta)
+        self.stop_reason = delta.stop_reason
         return ChoiceUpdate(delta.index, events, delta.token_ids, self.finish_reason)
 
     @property
@@ -159,14 +175,18 @@ class ChatCompletionBuilder:
         model: str,
         n: int,
         started: GenerationStarted,
-        stream_usage: bool = False,
+        stream_usage: StreamUsage = "none",
         make_parser: Callable[[], ToolCallParser] | None = None,
         logprobs: bool = False,
+        tokens_as_token_ids: bool = False,
         return_token_ids: bool = False,
+        num_prompt_logprobs: int | None = None,
     ) -> None:
-        """``created``: Unix time in seconds. ``stream_usage``, ``logprobs``, ``return_token_ids``:
-        the client asked to be told.
+        """``created``: Unix time in seconds. ``logprobs``, ``return_token_ids``: the client asked
+        to be told. ``tokens_as_token_ids``: how ``logprobs`` write tokens.
 
+        ``num_prompt_logprobs``: of the most probable tokens in each place of the prompt; ``None``:
+        it is not asked about.
         ``make_parser``: finds calls in one choice's text; ``None``: there are none to find.
         """
         self.completion_id = completion_id
@@ -176,7 +196,15 @@ class ChatCompletionBuilder:
         self._stream_usage = stream_usage
         self._reports_logprobs = logprobs
         self._return_token_ids = return_token_ids
-        self._choices = [_ChoiceRecord(make_parser() if make_parser else None) for _ in range(n)]
+        self._num_prompt_logprobs = num_prompt_logprobs
+        self._prompt_positions: list[SampledLogprobs] = []
+        self._choices = [
+            _ChoiceRecord(
+                make_parser() if make_parser else None,
+                VisibleLogprobs(as_token_ids=tokens_as_token_ids),
+            )
+            for _ in range(n)
+        ]
 
     @property
     def finish_reasons(self) -> list[ChoiceFinishReason | None]:
@@ -196,6 +224,7 @@ class ChatCompletionBuilder:
         """Record one step's deltas; gives back what each choice's own, merged, turned out to be."""
         merged: dict[int, GenerationDelta] = {}
         for delta in deltas:
+            self._prompt_positions += delta.prompt_logprobs
             earlier = merged.get(delta.index)
             merged[delta.index] = delta if earlier is None else earlier + delta
         return tuple(self._choices[delta.index].add(delta) for delta in merged.values())
@@ -220,6 +249,7 @@ class ChatCompletionBuilder:
                     if self._reports_logprobs
                     else None,
                     finish_reason=choice.finish_reason,
+                    stop_reason=choice.stop_reason,
                     token_ids=choice.token_ids if self._return_token_ids else None,
                 )
                 for index, choice in enumerate(self._choices)
@@ -227,6 +257,7 @@ class ChatCompletionBuilder:
             ],
             usage=completion_usage(self.usage),
             prompt_token_ids=self._prompt_token_ids() if self._return_token_ids else None,
+            prompt_logprobs=self._prompt_logprobs(),
         )
 
     def opening_chunks(self) -> Iterator[ChunkPayload]:
@@ -245,11 +276,13 @@ class ChatCompletionBuilder:
                 chunk = self._choice_chunk(update.index, {}, update.finish_reason)
                 if self._choices[update.index].has_unsent_logprobs:  # of what a call ends with
                     chunk["choices"][0]["logprobs"] = self._unsent_logprobs(update.index)
+                if (stop_reason := self._choices[update.index].stop_reason) is not None:
+                    chunk["choices"][0]["stop_reason"] = stop_reason
                 yield chunk
 
     def usage_chunks(self) -> Iterator[ChunkPayload]:
         """The chunk that closes a stream, if the client asked for it."""
-        if self._stream_usage:
+        if self._stream_usage != "none":
             chunk = self._chunk([])
             chunk["usage"] = completion_usage(self.usage).model_dump()
             yield chunk
@@ -279,6 +312,12 @@ class ChatCompletionBuilder:
     def _prompt_token_ids(self) -> list[int]:
         return [token.token_id for token in self._started.prompt]
 
+    def _prompt_logprobs(self) -> PromptLogprobs | None:
+        if self._num_prompt_logprobs is None:
+            return None
+        payload = prompt_logprobs(self._prompt_positions, self._num_prompt_logprobs)
+        return _PROMPT_LOGPROBS.validate_python(payload)
+
     def _choice_chunk(
         self, index: int, delta: DeltaPayload, finish_reason: ChoiceFinishReason | None = None
     ) -> ChunkPayload:
@@ -294,8 +333,11 @@ class ChatCompletionBuilder:
             "model": self._model,
             "choices": choices,
         }
-        if self._stream_usage:
-            chunk["usage"] = None
+        match self._stream_usage:
+            case "last":
+                chunk["usage"] = None
+            case "every":
+                chunk["usage"] = completion_usage(self.usage).model_dump()
         return chunk
 
 

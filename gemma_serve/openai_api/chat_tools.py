@@ -13,6 +13,7 @@ from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.tool_schemas import AllowedToolsChoice, NamedChoice, Tool
 from gemma_serve.tool_calling.call_schema import tool_call_schema
 from gemma_serve.tool_calling.choice import ToolChoice
+from gemma_serve.tool_calling.function_gemma import function_gemma_parser
 from gemma_serve.tool_calling.parameter_check import schema_mistake
 from gemma_serve.tool_calling.parser import ToolCallParser, gemma_parser
 
@@ -44,8 +45,14 @@ class ToolUse:
         return InvalidRequestError(str(error), param=param + dot + place, code=error.code)
 
     def parser(self) -> ToolCallParser:
-        """A parser for one choice's text."""
-        return gemma_parser(self.choice.names, max_calls=None if self.parallel else 1)
+        """A parser for one choice's text.
+
+        Calls that are certain come in JSON, whatever a model is used to.
+        """
+        max_calls = None if self.parallel else 1
+        if self.offer.form == "function_gemma" and self.constraint is None:
+            return function_gemma_parser(self.choice.names, max_calls=max_calls)
+        return gemma_parser(self.choice.names, max_calls=max_calls)
 
 
 class ToolRules:
@@ -75,7 +82,7 @@ class ToolRules:
         narrowed = choice.mode == "auto" and len(choice.names) < len(definitions)
         offer = ToolOffer(
             definitions=definitions,
-            form=self._config.tool_form,
+            form=description.tool_form or self._config.tool_form,
             allowed=choice.names if narrowed else None,
         )
         parallel = body.parallel_tool_calls is not False and choice.mode != "named"

@@ -34,7 +34,7 @@ def build_generation_requests(
     sampling = replace(
         sampling_params(body, description, max_tokens=max_tokens),
         logprobs=body.logprobs,
-        prompt_logprobs=body.logprobs if body.echo else None,
+        prompt_logprobs=_num_prompt_logprobs(body),
     )
     return [
         GenerationRequest(
@@ -43,6 +43,7 @@ def build_generation_requests(
             sampling=sampling,
             n=body.n or 1,
             user=requester.user,
+            priority=requester.priority,
             cache_salt=requester.cache_salt,
             output_constraint=None if constraining is None else constraining.constraint,
             bad_words=tuple(body.bad_words or ()),
@@ -51,6 +52,12 @@ def build_generation_requests(
         )
         for index, prompt in enumerate(prompts)
     ]
+
+
+def _num_prompt_logprobs(body: CompletionRequest) -> int | None:
+    """Enough for both who may ask: ``echo`` with ``logprobs``, and ``prompt_logprobs``."""
+    of_echo = body.logprobs if body.echo else None
+    return max((n for n in (of_echo, body.prompt_logprobs) if n is not None), default=None)
 
 
 def _prompts(body: CompletionRequest, description: ModelDescription) -> list[Prompt]:

@@ -1,7 +1,7 @@
 """One record of a plain completion, from which both the stream's chunks and the whole are made."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NotRequired, TypedDict
 
 from gemma_serve.errors import GenerationError
@@ -21,6 +21,7 @@ from gemma_serve.openai_api.completion_logprobs import (
 )
 from gemma_serve.openai_api.completion_schemas import CompletionRequest
 from gemma_serve.openai_api.prompt_echo import PromptEcho
+from gemma_serve.openai_api.prompt_logprobs import PromptLogprobsPayload, prompt_logprobs
 from gemma_serve.openai_api.response_schemas import Completion
 from gemma_serve.openai_api.usage import completion_usage
 
@@ -32,8 +33,10 @@ class ChoicePayload(TypedDict):
     text: str
     logprobs: LogprobsPayload | None
     finish_reason: FinishReason | None
+    stop_reason: NotRequired[str | int]
     prompt_token_ids: NotRequired[list[int]]
     token_ids: NotRequired[list[int]]
+    prompt_logprobs: NotRequired[PromptLogprobsPayload]
 
 
 class CompletionPayload(TypedDict):
@@ -63,12 +66,14 @@ class _ChoiceRecord:
     token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
     is_open: bool = False
     """Whether everything that precedes the answer has been written."""
 
     def add(self, payload: ChoicePayload) -> None:
         self.texts.append(payload["text"])
         self.finish_reason = payload["finish_reason"]
+        self.stop_reason = payload.get("stop_reason")
         if payload["logprobs"] is not None:
             extend_logprobs(self.logprobs, payload["logprobs"])
 
@@ -144,7 +149,7 @@ class CompletionBuilder:
 
     def usage_chunks(self) -> Iterator[CompletionPayload]:
         """The chunk that closes a stream, if the client asked for it."""
-        if self._body.wants_usage:
+        if self._body.stream_usage != "none":
             chunk = self._payload([])
             chunk["usage"] = completion_usage(self.usage).model_dump()
             yield chunk
@@ -178,6 +183,8 @@ class CompletionBuilder:
             "logprobs": None if self._body.logprobs is None else empty_logprobs(),
             "finish_reason": delta.finish_reason,
         }
+        if delta.stop_reason is not None:
+            payload["stop_reason"] = delta.stop_reason
         if not choice.is_open:
             choice.is_open = True
             self._open(payload, choice.writer)
@@ -196,7 +203,7 @@ class CompletionBuilder:
             echo = PromptEcho.of(prompt.prompt, prompt.started.prompt)
             payload["text"] = echo.text
             if payload["logprobs"] is not None:
-                of_prompt = echo.logprobs(self._prompt_logprobs[position], writer)
+                of_prompt = echo.logprobs(self._echoed_positions(position), writer)
                 extend_logprobs(payload["logprobs"], of_prompt)
         if self._body.return_token_ids:
             payload["prompt_token_ids"] = _token_ids(prompt.started)
@@ -209,10 +216,22 @@ class CompletionBuilder:
             "logprobs": None if self._body.logprobs is None else choice.logprobs,
             "finish_reason": choice.finish_reason,
         }
+        if choice.stop_reason is not None:
+            payload["stop_reason"] = choice.stop_reason
         if self._body.return_token_ids:
             payload["prompt_token_ids"] = _token_ids(self._prompts[index // self._n].started)
             payload["token_ids"] = choice.token_ids
+        if (num_top := self._body.prompt_logprobs) is not None:
+            positions = self._prompt_logprobs[index // self._n]
+            payload["prompt_logprobs"] = prompt_logprobs(positions, num_top)
         return payload
+
+    def _echoed_positions(self, position: int) -> list[SampledLogprobs]:
+        """Without what only ``prompt_logprobs`` asks for."""
+        return [
+            replace(told, top=told.top[: self._body.logprobs])
+            for told in self._prompt_logprobs[position]
+        ]
 
     def _payload(self, choices: list[ChoicePayload]) -> CompletionPayload:
         payload: CompletionPayload = {
@@ -222,8 +241,11 @@ class CompletionBuilder:
             "model": self._model,
             "choices": choices,
         }
-        if self._body.wants_usage:
-            payload["usage"] = None
+        match self._body.stream_usage:
+            case "last":
+                payload["usage"] = None
+            case "every":
+                payload["usage"] = completion_usage(self.usage).model_dump()
         return payload
 
 

@@ -59,8 +59,8 @@ class UnsupportedInCompletions(BaseModel):
 
     suffix: UnsupportedIfSet = None
     use_beam_search: Literal[False] | None = None
-    prompt_logprobs: None = None
     stop_regex: UnsupportedIfSet = None
+    truncation_side: Literal["left"] | None = None
 
 
 class CompletionRequest(SamplingFields, StructuredOutputFields, UnsupportedInCompletions):
@@ -83,9 +83,6 @@ class CompletionRequest(SamplingFields, StructuredOutputFields, UnsupportedInCom
     logprobs: Annotated[Int, Field(ge=0, le=20)] | None = Field(
         default=None,
         description="Tell how probable each token was, and so many of the most probable ones.",
-    )
-    return_tokens_as_token_ids: Bool | None = Field(
-        default=None, description="Write the tokens of `logprobs` as `token_id:7`."
     )
     add_special_tokens: Bool | None = Field(
         default=None, description="`false` leaves a text without the model's first token."

@@ -1,6 +1,5 @@
 """One plain completion, from the parsed body to the last byte of the answer."""
 
-import logging
 import time
 import uuid
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from gemma_serve.generation import GenerationClient, GenerationRequest, GenerationStream
-from gemma_serve.openai_api.admission import admit
+from gemma_serve.openai_api.admission import admit, log_ignored_fields
 from gemma_serve.openai_api.answers import Answer
 from gemma_serve.openai_api.completion_requests import build_generation_requests
 from gemma_serve.openai_api.completion_responses import AdmittedPrompt, CompletionBuilder
@@ -19,8 +18,6 @@ from gemma_serve.openai_api.disconnects import finish_despite_cancellation
 from gemma_serve.openai_api.merged_streams import close_all, merge_streams
 from gemma_serve.openai_api.requesters import Requester
 from gemma_serve.openai_api.served_model import check_model
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +35,7 @@ class Completions:
         ``api_key_id``: as ``Requester.of`` takes it.
         Raises whatever keeps one of them from being admitted, so that it becomes a real status.
         """
-        if body.model_extra and logger.isEnabledFor(logging.DEBUG):
-            logger.debug("ignored request_id=%s fields=%a", request_id, sorted(body.model_extra))
+        log_ignored_fields(body, request_id)
         check_model(body.model, self.config)
         requests = build_generation_requests(
             body,

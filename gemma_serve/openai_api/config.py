@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gemma_serve.messages import ToolForm
+from gemma_serve.messages import PromptedToolForm
 from gemma_serve.openai_api.limits import ApiLimits
 
 ToolPolicy = Literal["prompt", "ignore", "reject"]
@@ -16,7 +16,7 @@ class ApiConfig:
     model_name: str
     """The only ``model`` that requests may name, and the one that every answer carries."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Any of these opens every path but ``/health``; none at all: no key is asked for."""
+    """Any of these opens every path but those of probes; none at all: no key is asked for."""
     cors_allow_origins: tuple[str, ...] = ()
     """Web origins whose pages may call this server from a browser; ``*`` allows all."""
     share_prefix_cache: bool = False
@@ -28,5 +28,5 @@ class ApiConfig:
     """Memory for the responses that clients may continue; 0 stores none."""
     tools: ToolPolicy | None = None
     """What ``tools`` do that a model may call: ``None`` leaves it to what the model can."""
-    tool_form: ToolForm = "json"
+    tool_form: PromptedToolForm = "json"
     limits: ApiLimits = field(default_factory=ApiLimits)

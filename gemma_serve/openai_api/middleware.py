@@ -24,7 +24,9 @@ from gemma_serve.openai_api.metrics.server_metrics import ServerMetrics
 logger = logging.getLogger(__name__)
 
 _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_OPEN_PATHS: Final = ("/health", "/metrics")
+_OPEN_PATHS: Final = ("/health", "/ping", "/metrics")
+_OPENAI_VERSION: Final = "2020-10-01"
+"""OpenAI's only version of its API."""
 _REQUEST_ID_HEADERS: Final = ("x-request-id", "x-client-request-id")
 
 
@@ -52,6 +54,7 @@ class RequestContext:
                 has_started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                headers["openai-version"] = _OPENAI_VERSION
                 elapsed_s = time.perf_counter() - started_at
                 headers["openai-processing-ms"] = str(round(elapsed_s * 1000))
             await send(message)
@@ -86,7 +89,7 @@ class CountRequests:
 
 
 class ApiKeyCheck:
-    """Lets only requests with a known key pass; ``/health``, ``/metrics`` and CORS
+    """Lets only requests with a known key pass; ``/health``, ``/ping``, ``/metrics`` and CORS
     preflights need none.
 
     ``request.state.api_key_id`` stands for the key from then on and does not tell it.

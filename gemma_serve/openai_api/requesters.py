@@ -1,11 +1,11 @@
-"""Who asks: whose turn a request takes, and whose cached prompts it may reuse."""
+"""Who asks: whose turn a request takes and when, and whose cached prompts it may reuse."""
 
 from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field
 
-from gemma_serve.openai_api.field_types import Text
+from gemma_serve.openai_api.field_types import Int, Text
 
 CacheSalt = Annotated[Text, Field(min_length=1, max_length=256)]
 
@@ -27,6 +27,10 @@ class RequesterFields(BaseModel):
         default=None,
         description="Only requests of the same salt reuse what is cached of their prompts.",
     )
+    priority: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
+        default=None,
+        description="vLLM's: of a user's requests that wait, the one with the smallest is first.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Requester:
 
     user: str | None
     cache_salt: str | None
+    priority: int = 0
 
     @classmethod
     def of(
@@ -52,4 +57,4 @@ class Requester:
         salt = fields.cache_salt
         if api_key_id is not None and not share_prefix_cache:
             salt = f"{api_key_id}:{salt or ''}"  # the client's own, within what its key may see
-        return cls(user, salt)
+        return cls(user, salt, fields.priority or 0)

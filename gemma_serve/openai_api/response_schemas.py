@@ -108,7 +108,20 @@ class Choice(ResponseModel):
     message: AssistantAnswer | ToolCallingAnswer
     logprobs: ChoiceLogprobs | None = None
     finish_reason: ChoiceFinishReason
+    stop_reason: AbsentIfNone[str | int] = None
     token_ids: AbsentIfNone[list[int]] = None
+
+
+class PromptLogprob(ResponseModel):
+    """How probable the model found a token. ``rank`` from 1, where it is known."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By place and token id; a prompt's first token has no probability."""
 
 
 class ChatCompletion(ResponseModel):
@@ -121,6 +134,7 @@ class ChatCompletion(ResponseModel):
     choices: list[Choice]
     usage: CompletionUsage
     prompt_token_ids: AbsentIfNone[list[int]] = None
+    prompt_logprobs: AbsentIfNone[PromptLogprobs] = None
 
 
 class FunctionDelta(ResponseModel):
@@ -155,6 +169,7 @@ class ChunkChoice(ResponseModel):
     delta: ChoiceDelta
     logprobs: ChoiceLogprobs | None
     finish_reason: ChoiceFinishReason | None
+    stop_reason: AbsentIfNone[str | int] = None
     token_ids: AbsentIfNone[list[int]] = None
 
 
@@ -186,8 +201,10 @@ class CompletionChoice(ResponseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: AbsentIfNone[str | int] = None
     prompt_token_ids: AbsentIfNone[list[int]] = None
     token_ids: AbsentIfNone[list[int]] = None
+    prompt_logprobs: AbsentIfNone[PromptLogprobs] = None
 
 
 class Completion(ResponseModel):

@@ -3,7 +3,7 @@
 Each description is the field's line in ``docs/api.md``.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -34,10 +34,17 @@ BadWords = Annotated[
 ]
 
 
+StreamUsage = Literal["none", "last", "every"]
+"""Which chunks of a stream count the tokens."""
+
+
 class StreamOptions(BaseModel):
     """What a stream carries besides text."""
 
     include_usage: Bool | None = None
+    continuous_usage_stats: Bool | None = Field(
+        default=None, description="vLLM's: with `include_usage`, every chunk counts the tokens."
+    )
 
 
 class TokenFields(BaseModel):
@@ -115,16 +122,28 @@ class SamplingFields(TokenFields, RequesterFields):
     return_token_ids: Bool | None = Field(
         default=None, description="Tell the token ids of the prompt and of each choice."
     )
+    return_tokens_as_token_ids: Bool | None = Field(
+        default=None, description="Write the tokens of `logprobs` as `token_id:7`."
+    )
+    prompt_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = Field(
+        default=None,
+        description="vLLM's: how probable each token of the prompt was, and so many of the most "
+        "probable ones. Not with `stream`.",
+    )
     n: Annotated[Int, Field(ge=1, le=128)] | None = Field(
         default=None, description="How many choices to generate."
     )
     stream: Bool | None = Field(default=None, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = Field(
         default=None,
-        description="Only with `stream`. `include_usage`: a last chunk counts the tokens.",
+        description="Only with `stream`. `include_usage`: a last chunk counts the tokens; with "
+        "`continuous_usage_stats`, every chunk does.",
     )
 
     @property
-    def wants_usage(self) -> bool:
-        """Whether a stream is to end with the tokens counted."""
-        return self.stream_options is not None and self.stream_options.include_usage is True
+    def stream_usage(self) -> StreamUsage:
+        """Which chunks of a stream are to count the tokens."""
+        options = self.stream_options
+        if options is None or not options.include_usage:
+            return "none"
+        return "every" if options.continuous_usage_stats else "last"

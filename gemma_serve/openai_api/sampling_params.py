@@ -47,6 +47,7 @@ def sampling_params(
         skip_special_tokens=given(fields.skip_special_tokens, default.skip_special_tokens),
         allowed_token_ids=_token_ids(fields.allowed_token_ids, "allowed_token_ids", description)
         or default.allowed_token_ids,
+        prompt_logprobs=fields.prompt_logprobs,
     )
 
 
@@ -75,6 +76,12 @@ def _check(fields: SamplingFields, max_tokens: int | None) -> None:
         raise InvalidRequestError(
             "stream_options is only allowed when stream is true",
             param="stream_options",
+            code="invalid_value",
+        )
+    if fields.prompt_logprobs is not None and fields.stream:
+        raise InvalidRequestError(
+            "prompt_logprobs is only allowed without stream",
+            param="prompt_logprobs",
             code="invalid_value",
         )
     if max_tokens is not None and (fields.min_tokens or 0) > max_tokens:

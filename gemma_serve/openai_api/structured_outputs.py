@@ -33,6 +33,9 @@ class JsonObjectFormat(BaseModel):
     """One JSON object."""
 
     type: Literal["json_object"]
+    definition: Schema | None = Field(
+        default=None, alias="schema", description="llama.cpp's: a JSON Schema that it fits."
+    )
 
 
 class JsonSchemaDefinition(BaseModel):
@@ -123,6 +126,8 @@ def constraining_field(body: StructuredOutputFields) -> ConstrainingField | None
 
 def _constraints(body: StructuredOutputFields) -> Iterator[tuple[str, OutputConstraint]]:
     match body.response_format:
+        case JsonObjectFormat(definition=schema) if schema:
+            yield "response_format.schema", _json_schema(schema)
         case JsonObjectFormat():
             yield "response_format", _ANY_OBJECT
         case JsonSchemaFormat(json_schema=schema):

@@ -7,15 +7,13 @@ from pydantic import BaseModel, Field
 
 from gemma_serve.errors import InvalidRequestError
 from gemma_serve.generation import GenerationClient, Prompt, TextPrompt, TokenPrompt
-from gemma_serve.images.loader import ImageLoader
-from gemma_serve.openai_api.chat_requests import build_generation_request
+from gemma_serve.openai_api.chat_admission import ChatAdmission
 from gemma_serve.openai_api.chat_schemas import (
     ChatCompletionRequest,
     Messages,
     TemplateVariable,
     Tools,
 )
-from gemma_serve.openai_api.chat_tools import ToolRules
 from gemma_serve.openai_api.config import ApiConfig
 from gemma_serve.openai_api.field_types import Bool, Text
 from gemma_serve.openai_api.response_schemas import AbsentIfNone, ResponseModel
@@ -68,8 +66,7 @@ class Tokenization:
 
     client: GenerationClient
     config: ApiConfig
-    image_loader: ImageLoader
-    tool_rules: ToolRules
+    admission: ChatAdmission
 
     async def tokenize(self, body: TokenizeRequest) -> Tokenized:
         """Raises ``RequestError``, ``UnavailableError``."""
@@ -104,17 +101,8 @@ class Tokenization:
             )
         if body.prompt is not None:
             return TextPrompt(body.prompt, body.add_special_tokens is not False)
-        chat = _chat_request(body, self.config)
-        description = await self.client.describe()
-        request = await build_generation_request(
-            chat,
-            request_id="",
-            description=description,
-            image_loader=self.image_loader,
-            image_limits=self.config.limits.images,
-            tool_use=self.tool_rules.apply(chat, description),
-        )
-        return request.prompt
+        chat = await self.admission.prepare(_chat_request(body, self.config), request_id="")
+        return chat.request.prompt
 
 
 def _chat_request(body: TokenizeRequest, config: ApiConfig) -> ChatCompletionRequest:

@@ -63,7 +63,8 @@ class AllowedToolsChoice(BaseModel):
     allowed_tools: AllowedTools
 
 
-def _word_as_object(value: object) -> object:
+def word_as_object(value: object) -> object:
+    """For a ``BeforeValidator``: a mode may be written as its word alone."""
     return {"type": value} if isinstance(value, str) else value
 
 
@@ -71,7 +72,7 @@ ToolChoiceField = Annotated[
     ChoiceMode | NamedChoice | AllowedToolsChoice,
     Field(discriminator="type"),
     BeforeValidator(
-        _word_as_object,
+        word_as_object,
         json_schema_input_type=Literal["none", "auto", "required"]
         | NamedChoice
         | AllowedToolsChoice,

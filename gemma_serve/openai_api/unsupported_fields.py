@@ -23,11 +23,11 @@ class UnsupportedFields(BaseModel):
 
     functions: UnsupportedIfSet = None
     function_call: Literal["none", "auto"] | None = None
-    prompt_logprobs: None = None
     modalities: list[Literal["text"]] | None = None
     audio: None = None
     web_search_options: None = None
     stop_regex: UnsupportedIfSet = None
+    truncation_side: Literal["left"] | None = None
     use_beam_search: Literal[False] | None = None
     echo: Literal[False] | None = None
     chat_template: UnsupportedIfSet = None

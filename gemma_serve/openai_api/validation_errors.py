@@ -21,11 +21,13 @@ _CODES: Final = {
 
 
 def invalid_request(error: RequestValidationError) -> InvalidRequestError:
-    """The first mistake that was found in the body."""
+    """The first mistake that was found in the query or the body."""
     first: Mapping[str, Any] = error.errors()[0]  # pydantic's ErrorDetails
     if first["type"] == "json_invalid":
         reason, position = first["ctx"]["error"], first["loc"][-1]
         return InvalidRequestError(f"The body is not valid JSON: {reason} at character {position}")
+    if first["loc"][0] == "query":
+        return _invalid_query(first)
     if not isinstance(error.body, Mapping):
         return InvalidRequestError(
             "The body must be a JSON object, sent with content-type: application/json"
@@ -33,6 +35,12 @@ def invalid_request(error: RequestValidationError) -> InvalidRequestError:
     param = field_path(_location(first), error.body)
     code = _CODES.get(first["type"], "invalid_value")
     return InvalidRequestError(_sentence(first, param or "body"), param=param, code=code)
+
+
+def _invalid_query(first: Mapping[str, Any]) -> InvalidRequestError:
+    param = str(first["loc"][-1])
+    code = _CODES.get(first["type"], "invalid_value")
+    return InvalidRequestError(_sentence(first, param), param=param, code=code)
 
 
 def _location(first: Mapping[str, Any]) -> tuple[str | int, ...]:

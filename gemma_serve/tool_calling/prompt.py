@@ -9,9 +9,9 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from gemma_serve.messages import ToolCall, ToolDefinition, ToolForm, ToolOffer
+from gemma_serve.messages import PromptedToolForm, ToolCall, ToolDefinition, ToolOffer
 
-_INSTRUCTIONS: Final[dict[ToolForm, str]] = {
+_INSTRUCTIONS: Final[dict[PromptedToolForm, str]] = {
     "json": """\
 You have access to functions. If you decide to invoke any of the function(s), \
 you MUST put it in the format of
@@ -31,7 +31,8 @@ You SHOULD NOT include any other text in the response if you call a function
 
 
 def tool_prompt(offer: ToolOffer) -> str:
-    """The instructions and the functions, to open a chat with."""
+    """The instructions and the functions, to open a chat with, in a form that prompts ask for."""
+    assert offer.form != "function_gemma"  # which is no text alone
     definitions = ",\n".join(map(_definition, offer.definitions))
     text = f"{_INSTRUCTIONS[offer.form]}[\n{definitions}\n]"
     if offer.allowed is None:
@@ -39,7 +40,7 @@ def tool_prompt(offer: ToolOffer) -> str:
     return f"{text}\n\nOf these, you may now call only: {', '.join(offer.allowed)}"
 
 
-def calls_text(calls: Sequence[ToolCall], form: ToolForm) -> str:
+def calls_text(calls: Sequence[ToolCall], form: PromptedToolForm) -> str:
     """Earlier calls as the model was asked to write them."""
     if form == "pythonic":
         pythonic = [_pythonic(call) for call in calls]

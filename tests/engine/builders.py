@@ -75,13 +75,16 @@ def make_sequence(
     arrival: int = 0,
     images: Seq[tuple[int, int]] = (),
     user: str | None = None,
+    priority: int = 0,
 ) -> Sequence:
     """A sequence that shares its blocks with nobody."""
     prompt = PromptInputs(
         tuple(range(num_prompt_tokens)),
         tuple(ImageSpan(start, end - start, b"") for start, end in images),
     )
-    return make_sequence_of(prompt, block_manager.new_table(), arrival=arrival, user=user)
+    sequence = make_sequence_of(prompt, block_manager.new_table(), arrival=arrival, user=user)
+    sequence.priority = priority
+    return sequence
 
 
 def make_sharing_sequence(

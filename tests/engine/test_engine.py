@@ -1,6 +1,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,24 @@ def test_a_stop_token_ends_and_is_not_shown() -> None:
     engine = make_engine(ScriptedRunner("abc"))
     engine.add(make_request(stop_token_ids=(ord("b"),)))
     assert run(engine)[0, 0].text == "a"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, None),
+        ({"max_tokens": 3}, None),
+        ({"stop": ("s", "ri")}, "ri"),
+        ({"stop_token_ids": (ord("i"),)}, ord("i")),
+        ({"stop": ("is",)}, None),
+    ],
+)
+def test_only_a_stop_of_the_requests_own_is_told(
+    fields: dict[str, Any], reason: str | int | None
+) -> None:
+    engine = make_engine(ScriptedRunner("Paris"), stop_strings=("is",))
+    engine.add(make_request(**fields))
+    assert run(engine)[0, 0].stop_reason == reason
 
 
 def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:

@@ -28,6 +28,15 @@ def test_users_take_turns_and_each_ones_requests_keep_their_order() -> None:
     assert take_all(queue) == [0, 3, 4, 1, 5, 6, 2]
 
 
+def test_smaller_priorities_go_first_among_a_users_own_and_pass_no_other_user() -> None:
+    manager, queue = make_block_manager(), WaitingQueue()
+    for arrival, (user, priority) in enumerate(
+        [("ann", 0), ("bob", 0), ("ann", -1), ("ann", 2), ("bob", -9), ("ann", -1)]
+    ):
+        queue.add(make_sequence(manager, arrival=arrival, user=user, priority=priority))
+    assert take_all(queue) == [2, 4, 5, 1, 0, 3]
+
+
 def test_a_user_who_comes_back_stands_behind_those_who_wait() -> None:
     queue, sequences = waiting("ann", "bob")
     queue.take(sequences[0])

@@ -148,7 +148,7 @@ def test_tool_calls_that_ended_a_line_of_text_stand_right_after_it() -> None:
 
 def test_tool_calls_are_shown_in_the_form_that_was_asked_for() -> None:
     history = [message("user", "u"), calling(("c1", "f", '{"a": true}'))]
-    assert fit_history(history, "pythonic")[1] == turn("assistant", "[f(a=True)]")
+    assert fit_history(history, tool_form="pythonic")[1] == turn("assistant", "[f(a=True)]")
 
 
 def test_arguments_that_are_no_json_are_shown_as_they_are() -> None:

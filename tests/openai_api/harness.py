@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Scope
 
 from gemma_serve.generation import ChatPrompt, GenerationRequest
-from gemma_serve.messages import ChatMessage, ToolForm, ToolOffer
+from gemma_serve.messages import ChatMessage, PromptedToolForm, ToolOffer
 from gemma_serve.openai_api.app import build_app
 from gemma_serve.openai_api.config import ApiConfig, ToolPolicy
 from gemma_serve.openai_api.limits import ApiLimits
@@ -30,7 +30,7 @@ def make_app(
     limits: ApiLimits | None = None,
     body_timeout_s: float = 120,
     tools: ToolPolicy | None = None,
-    tool_form: ToolForm = "json",
+    tool_form: PromptedToolForm = "json",
 ) -> FastAPI:
     config = ApiConfig(
         model_name=MODEL,

@@ -155,6 +155,21 @@ async def test_missing_or_wrong_key_is_a_401(path: str, value: str | None) -> No
 async def test_health_needs_no_key() -> None:
     app = make_app(FakeGenerationClient(), api_keys=KEYS)
     assert (await get(app, "/health")).status_code == 200
+    assert (await get(app, "/ping")).status_code == 200
+
+
+async def test_ping_is_health_by_get_and_post() -> None:
+    client = FakeGenerationClient(health_error=UnavailableError("The model is gone."))
+    for app, status in ((make_app(FakeGenerationClient()), 200), (make_app(client), 503)):
+        async with connect(app) as http:
+            answers = [await http.request(method, "/ping") for method in ("GET", "POST")]
+        assert [answer.status_code for answer in answers] == [status, status]
+
+
+async def test_every_answer_tells_the_version_of_the_api() -> None:
+    app = make_app(FakeGenerationClient())
+    for path in ("/health", "/nowhere"):
+        assert (await get(app, path)).headers["openai-version"] == "2020-10-01"
 
 
 async def test_without_keys_any_key_is_accepted() -> None:

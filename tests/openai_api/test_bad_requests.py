@@ -87,6 +87,9 @@ def user(*parts: object) -> dict[str, object]:
         ({"chat_template_kwargs": {"a": [1]}}, "chat_template_kwargs.a"),
         ({"stream": "true"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"messages": []}, "messages"),
         ({"messages": [USER] * 50_001}, "messages"),
@@ -197,8 +200,8 @@ async def test_invalid_value_is_a_400_that_names_the_field(
             {"structured_outputs": {"structural_tag": "{}"}},
             "structured_outputs.structural_tag",
         ),
-        ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"echo": True}, "echo"),
+        ({"truncation_side": "right", "truncate_prompt_tokens": 5}, "truncation_side"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         (user({"type": "text", "text": "x"}, {"type": "input_audio"}), "messages[0].content[1]"),
         (user({"type": "file", "file": {}}), "messages[0].content[0]"),
@@ -242,7 +245,7 @@ async def test_unsupported_field_is_a_400_that_names_it(
         {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
         {"reasoning_effort": "high", "verbosity": "low", "prediction": None},
         {"num_ctx": 4096, "tfs_z": 1, "mirostat": 2, "keep_alive": "5m", "think": False},
-        {"chat_template_kwargs": {"enable_thinking": False}, "priority": 1},
+        {"chat_template_kwargs": {"enable_thinking": False}},
     ],
 )
 async def test_field_that_asks_for_nothing_is_accepted(fields: dict[str, object]) -> None:

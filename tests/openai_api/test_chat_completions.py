@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 from httpx import Response
@@ -123,6 +124,25 @@ async def test_usage_chunk_comes_last_and_only_when_asked_for() -> None:
     for options in (None, {}, {"include_usage": False}, {"include_usage": None}):
         silent = events_of(await post_chat(app, stream=True, stream_options=options))
         assert [("usage" in chunk, len(silent)) for chunk in silent] == [(False, 3)] * 3
+
+
+async def test_every_chunk_counts_the_tokens_so_far_when_asked_to() -> None:
+    app = make_app(FakeGenerationClient(*answer("a", "b")))
+    for include_usage, expected in ((True, [0, 1, 2, 3, 3]), (False, [None] * 4)):
+        options = {"include_usage": include_usage, "continuous_usage_stats": True}
+        chunks = events_of(await post_chat(app, stream=True, stream_options=options))
+        usages = [ChatCompletionChunk.model_validate(chunk).usage for chunk in chunks]
+        assert [usage and usage.completion_tokens for usage in usages] == expected
+
+
+@pytest.mark.parametrize("reason", ["END", 5])
+async def test_what_stopped_a_choice_is_told_with_its_end(reason: str | int) -> None:
+    last = replace(delta("", FinishReason.STOP), stop_reason=reason)
+    app = make_app(FakeGenerationClient([delta("Hi")], [last]))
+    (choice,) = (await post_chat(app)).json()["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", reason)
+    chunks = choices_of(await post_chat(app, stream=True))
+    assert chunks[1:] == [content_chunk("Hi"), finish_chunk("stop") | {"stop_reason": reason}]
 
 
 async def test_empty_answer_has_a_role_and_a_finish_chunk() -> None:

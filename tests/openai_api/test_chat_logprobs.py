@@ -135,3 +135,32 @@ async def test_top_logprobs_out_of_place_or_range_are_refused(fields: dict[str, 
     response = await post_chat(make_app(FakeGenerationClient()), **fields)
     assert response.status_code == 400
     assert error_of(response)["param"] == "top_logprobs"
+
+
+async def test_tokens_of_the_prompt_are_told_by_their_ids() -> None:
+    positions = (
+        SampledLogprobs(TokenLogprob(97, -2.0, b"a"), (TokenLogprob(99, -0.1, b"c"),)),
+        SampledLogprobs(TokenLogprob(106, -0.2, b""), (TokenLogprob(106, -0.2, b""),)),
+    )
+    last = GenerationDelta(0, "Hi", (5,), FinishReason.STOP, prompt_logprobs=positions)
+    client = FakeGenerationClient([last])
+    body = (await post_chat(make_app(client), prompt_logprobs=1)).json()
+    assert client.requests[0].sampling.prompt_logprobs == 1
+    assert body["prompt_logprobs"] == [
+        None,
+        {
+            "97": {"logprob": -2.0, "rank": None, "decoded_token": "a"},
+            "99": {"logprob": -0.1, "rank": 1, "decoded_token": "c"},
+        },
+        {"106": {"logprob": -0.2, "rank": 1, "decoded_token": ""}},
+    ]
+    assert "prompt_logprobs" not in (await post_chat(make_app(client))).json()
+
+
+async def test_tokens_are_written_as_their_ids_if_asked_for() -> None:
+    client = FakeGenerationClient([delta("a", b"a", finish_reason=FinishReason.STOP, top=(b"a",))])
+    fields = {"logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": True}
+    (choice,) = (await post_chat(make_app(client), **fields)).json()["choices"]
+    (entry,) = choice["logprobs"]["content"]
+    assert (entry["token"], entry["bytes"]) == ("token_id:7", [97])
+    assert [top["token"] for top in entry["top_logprobs"]] == ["token_id:0"]

@@ -227,6 +227,15 @@ async def test_error_in_the_middle_of_a_stream_is_one_event_and_done(prompts: ob
     assert len(client.closed) == len(client.requests)
 
 
+async def test_what_stopped_a_choice_is_told_with_its_end() -> None:
+    last = replace(delta("!", FinishReason.STOP), stop_reason="END")
+    app = make_app(FakeGenerationClient([delta("Hi")], [last]))
+    (choice,) = (await post(app)).json()["choices"]
+    assert (choice["text"], choice["stop_reason"]) == ("Hi!", "END")
+    first, end = choices_of(await post(app, stream=True))
+    assert ("stop_reason" in first, end["stop_reason"]) == (False, "END")
+
+
 async def test_echo_begins_each_choice_with_the_prompt() -> None:
     script = [[delta("!", FinishReason.STOP), delta("?", FinishReason.STOP, index=1)]]
     app = make_app(FakeGenerationClient(*script))
@@ -261,6 +270,32 @@ async def test_echo_with_logprobs_scores_the_prompt() -> None:
     assert (choice["text"], choice["logprobs"]) == ("ab!", SCORED)
     (streamed,) = choices_of(await post(app, echo=True, logprobs=1, max_tokens=1, stream=True))
     assert streamed == choice
+
+
+async def test_prompts_tokens_are_scored_by_their_ids() -> None:
+    client = FakeGenerationClient([ONE_TOKEN])
+    (choice,) = (await post(make_app(client), prompt_logprobs=1)).json()["choices"]
+    assert client.requests[0].sampling.prompt_logprobs == 1
+    assert choice["text"] == "!"
+    assert choice["prompt_logprobs"] == [
+        None,
+        {
+            "97": {"logprob": -2.0, "rank": None, "decoded_token": "a"},
+            "99": {"logprob": -0.1, "rank": 1, "decoded_token": "c"},
+        },
+        {"98": {"logprob": -0.25, "rank": 1, "decoded_token": "b"}},
+    ]
+    (choice,) = (await post(make_app(client), prompt_logprobs=0)).json()["choices"]
+    assert [list(entry or ()) for entry in choice["prompt_logprobs"]] == [[], ["97"], ["98"]]
+
+
+async def test_prompts_tokens_are_scored_for_echo_and_by_their_ids_at_once() -> None:
+    client = FakeGenerationClient([ONE_TOKEN])
+    fields = {"echo": True, "logprobs": 0, "prompt_logprobs": 1}
+    (choice,) = (await post(make_app(client), **fields)).json()["choices"]
+    assert client.requests[0].sampling.prompt_logprobs == 1
+    assert choice["logprobs"]["top_logprobs"][:3] == [None, {"a": -2.0}, {"b": -0.25}]
+    assert [len(entry or ()) for entry in choice["prompt_logprobs"]] == [0, 2, 1]
 
 
 async def test_without_echo_only_the_answer_is_scored() -> None:

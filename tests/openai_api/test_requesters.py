@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from tests.fakes import FakeGenerationClient, answer
-from tests.openai_api.harness import CHAT, HELLO, MODEL, connect, make_app
+from tests.openai_api.harness import CHAT, HELLO, MODEL, connect, error_of, make_app
 
 BODIES: Mapping[str, Mapping[str, object]] = {
     CHAT: HELLO,
@@ -32,7 +32,9 @@ async def requester(
 def test_every_endpoint_that_generates_is_among_these() -> None:
     paths = make_app(FakeGenerationClient()).openapi()["paths"]
     generating = {
-        path for path, operations in paths.items() if "post" in operations and "/v1/" in path
+        path
+        for path, operations in paths.items()
+        if "post" in operations and path.startswith("/v1/") and not path.endswith("/cancel")
     }
     assert generating == set(BODIES)
 
@@ -77,3 +79,24 @@ async def test_keys_may_be_let_share(path: str) -> None:
 async def test_the_endpoints_share_what_one_key_may_see() -> None:
     salts = {(await requester(path, key="one"))[1] for path in BODIES}
     assert len(salts) == 1
+
+
+@every_endpoint
+@pytest.mark.parametrize("key", [None, "one"])
+async def test_priority_reaches_the_engine(path: str, key: str | None) -> None:
+    client = FakeGenerationClient(*answer())
+    async with connect(make_app(client, api_keys=("one",) if key else ())) as http:
+        for fields in ({}, {"priority": -3}, {"priority": None}):
+            headers = {"authorization": f"Bearer {key}"}
+            response = await http.post(path, json={**BODIES[path], **fields}, headers=headers)
+            assert response.status_code == 200, response.text
+    assert [request.priority for request in client.requests] == [0, -3, 0]
+
+
+@every_endpoint
+@pytest.mark.parametrize("value", ["high", 1.5, True, 2**63])
+async def test_priority_that_is_no_integer_is_refused(path: str, value: object) -> None:
+    client = FakeGenerationClient(*answer())
+    async with connect(make_app(client)) as http:
+        response = await http.post(path, json={**BODIES[path], "priority": value})
+    assert (response.status_code, error_of(response)["param"]) == (400, "priority")

@@ -21,6 +21,8 @@ GRAMMAR = OutputConstraint(kind="grammar", value='root ::= "a"')
     [
         ({"response_format": {"type": "json_object"}}, ANY_OBJECT),
         ({"response_format": JSON_SCHEMA}, SCHEMA_CONSTRAINT),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, SCHEMA_CONSTRAINT),
+        ({"response_format": {"type": "json_object", "schema": None}}, ANY_OBJECT),
         (
             {
                 "response_format": {
@@ -85,6 +87,7 @@ async def test_every_way_to_ask_means_the_same(
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
             "response_format.json_schema.schema",
         ),
+        ({"response_format": {"type": "json_object", "schema": 1}}, "response_format.schema"),
         ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice[0]"),
         ({"guided_choice": ["a", ""]}, "guided_choice[1]"),
         ({"guided_regex": "\ud800"}, "guided_regex"),
@@ -109,6 +112,11 @@ async def test_malformed_format_is_a_400_that_names_it(
             {"response_format": JSON_SCHEMA},
             "properties.a",
             "response_format.json_schema.schema.properties.a",
+        ),
+        (
+            {"response_format": {"type": "json_object", "schema": SCHEMA}},
+            "properties.a",
+            "response_format.schema.properties.a",
         ),
         ({"guided_json": SCHEMA}, "anyOf[0]", "guided_json.anyOf[0]"),
         ({"structured_outputs": {"regex": "("}}, None, "structured_outputs.regex"),

@@ -1,6 +1,6 @@
 """A response request as the chat completion request that asks for the same."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +13,7 @@ from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.requesters import RequesterFields
 from gemma_serve.openai_api.responses.input_items import messages_of
 from gemma_serve.openai_api.responses.request_schemas import (
+    AllowedFunctions,
     JsonObjectFormat,
     JsonSchemaFormat,
     NamedFunction,
@@ -20,6 +21,7 @@ from gemma_serve.openai_api.responses.request_schemas import (
 )
 from gemma_serve.openai_api.sampling_fields import TokenFields
 from gemma_serve.openai_api.structured_outputs import StructuredOutputFields
+from gemma_serve.openai_api.tool_schemas import ChoiceMode
 from gemma_serve.openai_api.unsupported_fields import UnsupportedFields
 
 _NAMES: Final[Mapping[str, str]] = {
@@ -56,16 +58,26 @@ class ResponseChat:
         if param.startswith("messages["):
             index, _, path = param.removeprefix("messages[").partition("]")
             return self.param_of_message[int(index)] + path.removesuffix(".url")
+        if param.startswith(("tools[", "tool_choice.")):
+            # Responses have the members of a chat's tool one level up.
+            return param.replace(".allowed_tools.", ".", 1).replace(".function.", ".", 1)
         for name, own_name in _NAMES.items():
             if param == name or param.startswith((f"{name}.", f"{name}[")):
                 return own_name + param.removeprefix(name)
         return param
 
 
-def translate(body: ResponseRequest, history: Sequence[Message]) -> ResponseChat:
-    """``history``: the chat of the previous response. Raises ``InvalidRequestError``."""
+def translate(
+    body: ResponseRequest,
+    history: Sequence[Message],
+    referred: Callable[[str], Message | None],
+) -> ResponseChat:
+    """``history``: the chat of the previous response. ``referred``: a stored item by its id.
+
+    Raises ``InvalidRequestError``.
+    """
     instructions = _instructions(body)
-    said = list(messages_of(body.input))
+    said = list(messages_of(body.input, referred))
     params = [
         *("instructions" for _ in instructions),
         *("previous_response_id" for _ in history),
@@ -96,6 +108,8 @@ def _chat_request(body: ResponseRequest, messages: list[Message]) -> ChatComplet
             "model": body.model,
             "messages": messages,
             "max_completion_tokens": body.max_output_tokens,
+            "logprobs": body.wants_logprobs,
+            "top_logprobs": body.top_logprobs,
             **_response_format(body),
             "tools": _tools(body),
             "tool_choice": _tool_choice(body),
@@ -123,7 +137,7 @@ def _response_format(body: ResponseRequest) -> dict[str, object]:
 
 
 def _tools(body: ResponseRequest) -> list[dict[str, object]] | None:
-    if not body.tools:
+    if body.tools is None:
         return None
     return [
         {"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in body.tools
@@ -131,14 +145,20 @@ def _tools(body: ResponseRequest) -> list[dict[str, object]] | None:
 
 
 def _tool_choice(body: ResponseRequest) -> object:
-    choice = body.tool_choice
-    if choice == "required" or isinstance(choice, NamedFunction):
-        raise InvalidRequestError(
-            "This server cannot make a response a call yet; chat completions can be made calls",
-            param="tool_choice",
-            code="unsupported_value",
-        )
-    return choice if body.tools or choice != "auto" else None
+    match body.tool_choice:
+        case NamedFunction() as named:
+            return _named_choice(named)
+        case AllowedFunctions(mode=mode, tools=tools):
+            allowed = {"mode": mode, "tools": [_named_choice(tool) for tool in tools]}
+            return {"type": "allowed_tools", "allowed_tools": allowed}
+        case ChoiceMode(type="auto") if body.tools is None:
+            return None  # clients say it without tools as well
+        case choice:
+            return choice
+
+
+def _named_choice(function: NamedFunction) -> dict[str, object]:
+    return {"type": "function", "function": {"name": function.name}}
 
 
 def _refusal(error: ValidationError) -> InvalidRequestError:

@@ -1,26 +1,31 @@
 """Responses: made, streamed, stored, continued, deleted."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
 
 from starlette.responses import Response as HTTPResponse
 
 from gemma_serve.errors import InvalidRequestError, NotFoundError
-from gemma_serve.generation import GenerationClient, GenerationStream
-from gemma_serve.images.loader import ImageLoader
-from gemma_serve.openai_api.admission import admit
-from gemma_serve.openai_api.chat_messages import AssistantMessage, Message, TextContentPart
-from gemma_serve.openai_api.chat_requests import build_generation_request
-from gemma_serve.openai_api.config import ApiConfig
+from gemma_serve.generation import GenerationStream
+from gemma_serve.openai_api.chat_admission import AdmittedChat, ChatAdmission
+from gemma_serve.openai_api.chat_messages import Message
 from gemma_serve.openai_api.disconnects import finish_despite_cancellation
 from gemma_serve.openai_api.error_responses import error_body, log_failure
-from gemma_serve.openai_api.requesters import Requester
-from gemma_serve.openai_api.responses.builder import ResponseBuilder
 from gemma_serve.openai_api.responses.chat_translation import ResponseChat, translate
+from gemma_serve.openai_api.responses.record import ResponseRecord
 from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
 from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, Response
 from gemma_serve.openai_api.responses.store import ResponseStore, StoredResponse
+from gemma_serve.openai_api.responses.stored_items import (
+    InputItemList,
+    StoredItem,
+    page_of,
+    stored_items,
+)
+from gemma_serve.openai_api.responses.stream_events import Event, EventWriter
 from gemma_serve.openai_api.served_model import check_model
 from gemma_serve.openai_api.sse import EventStreamResponse, encode_named_event
 
@@ -31,9 +36,7 @@ logger = logging.getLogger(__name__)
 class Responses:
     """Answers response requests with the help of a model."""
 
-    client: GenerationClient
-    config: ApiConfig
-    image_loader: ImageLoader
+    admission: ChatAdmission
     store: ResponseStore
 
     async def create(
@@ -44,27 +47,25 @@ class Responses:
         ``api_key_id``: as ``Requester.of`` takes it.
         Raises whatever keeps the request from being admitted, so that it becomes a real status.
         """
-        check_model(body.model, self.config)
-        chat = translate(body, self._history(body))
+        check_model(body.model, self.admission.config)
+        chat = translate(body, self._history(body), self.store.message)
         with chat.own_names():
-            request = await build_generation_request(
+            admitted = await self.admission.admit(
                 chat.request,
                 request_id=request_id,
-                description=await self.client.describe(),
-                image_loader=self.image_loader,
-                image_limits=self.config.limits.images,
-                requester=Requester.of(
-                    body,
-                    api_key_id=api_key_id,
-                    share_prefix_cache=self.config.share_prefix_cache,
-                ),
+                api_key_id=api_key_id,
+                truncation=body.truncation or "disabled",
             )
-            stream = await admit(self.client, request, chat.request)
-        builder = ResponseBuilder(body, request.sampling, started=stream.started)
-        answer = _Answer(request_id, stream, builder, chat, self.store if _stores(body) else None)
+        answer = _Answer(
+            request_id,
+            admitted.stream,
+            _record(body, admitted),
+            chat,
+            None if body.store is False else _Place(self.store, tuple(stored_items(body.input))),
+        )
         if body.stream:
-            interval_s = self.config.keep_alive_interval_s
-            return EventStreamResponse(answer.events(), stream.aclose, interval_s)
+            interval_s = self.admission.config.keep_alive_interval_s
+            return EventStreamResponse(answer.events(), admitted.stream.aclose, interval_s)
         return await answer.whole()
 
     def retrieve(self, response_id: str) -> Response:
@@ -73,6 +74,26 @@ class Responses:
         if stored is None:
             raise _unknown(response_id)
         return stored.response
+
+    def list_input(
+        self, response_id: str, *, limit: int, order: Literal["asc", "desc"], after: str | None
+    ) -> InputItemList:
+        """A page of what a stored response answered. Raises ``NotFoundError``."""
+        stored = self.store.get(response_id)
+        if stored is None:
+            raise _unknown(response_id)
+        page = page_of(stored.input, limit=limit, order=order, after=after)
+        if page is None:
+            raise InvalidRequestError(
+                "after: there is no such item", param="after", code="invalid_value"
+            )
+        return page
+
+    def cancel(self, response_id: str) -> Response:
+        """Only responses in the background can be cancelled, of which there are none."""
+        if self.store.get(response_id) is None:
+            raise _unknown(response_id)
+        raise InvalidRequestError("Cannot cancel a synchronous response.", param="response_id")
 
     def delete(self, response_id: str) -> DeletedResponse:
         """Forget a stored response. Raises ``NotFoundError``."""
@@ -93,12 +114,25 @@ class Responses:
         return stored.messages
 
 
-def _stores(body: ResponseRequest) -> bool:
-    return body.store is not False
+def _record(body: ResponseRequest, chat: AdmittedChat) -> ResponseRecord:
+    return ResponseRecord(
+        body,
+        chat.request.sampling,
+        started=chat.stream.started,
+        parser=None if chat.tool_use is None else chat.tool_use.parser(),
+    )
 
 
 def _unknown(response_id: str) -> NotFoundError:
-    return NotFoundError(f"There is no stored response {response_id[:64]!r}", param="response_id")
+    return NotFoundError(f"Response with id {response_id[:64]!r} not found.", param="response_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a response is to be stored, and with which input."""
+
+    store: ResponseStore
+    input: tuple[StoredItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,41 +141,44 @@ class _Answer:
 
     request_id: str
     stream: GenerationStream
-    builder: ResponseBuilder
+    record: ResponseRecord
     chat: ResponseChat
-    store: ResponseStore | None
+    place: _Place | None
     """``None``: the client wants it forgotten."""
 
     async def whole(self) -> HTTPResponse:
         try:
             async for deltas in self.stream:
-                self.builder.add(deltas)
+                for _ in self.record.add(deltas):
+                    pass
         finally:
             await finish_despite_cancellation(self.stream.aclose())
         response = self._finished()
         return HTTPResponse(response.model_dump_json(), media_type="application/json")
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        builder = self.builder
+        """The events of each engine step as one piece: over Ray, pieces cost more than bytes."""
+        writer = EventWriter()
         try:
-            yield b"".join(map(encode_named_event, builder.opening_events()))
+            yield _encode(writer.opening(self.record.started()))
             async for deltas in self.stream:
-                if events := b"".join(map(encode_named_event, builder.delta_events(deltas))):
+                updates = self.record.add(deltas)
+                if events := _encode(chain.from_iterable(map(writer.update, updates))):
                     yield events
-            closing = builder.closing_events(self._finished())
+            closing = writer.closing(self._finished())
         except Exception as error:
             # The status is out already. Events are the only way left to say that it went wrong.
             log_failure(error, self.request_id)
-            closing = builder.failure_events(error_body(error).error.message)
-        yield b"".join(map(encode_named_event, closing))
+            closing = writer.failure(self.record.failed(error_body(error).error.message))
+        yield _encode(closing)
 
     def _finished(self) -> Response:
         """The whole response, stored and logged."""
-        response = self.builder.response()
-        if self.store is not None:
-            said = TextContentPart(type="text", text=self.builder.text)
-            answer = AssistantMessage(role="assistant", content=[said])
-            self.store.put(StoredResponse(response, (*self.chat.messages, answer)))
+        response = self.record.whole()
+        if self.place is not None:
+            messages = (*self.chat.messages, *self.record.messages())
+            output = {record.id: record.message() for record in self.record.items}
+            self.place.store.put(StoredResponse(response, messages, self.place.input, output))
         logger.info(
             "finished request_id=%s response_id=%s status=%s",
             self.request_id,
@@ -149,3 +186,7 @@ class _Answer:
             response.status,
         )
         return response
+
+
+def _encode(events: Iterable[Event]) -> bytes:
+    return b"".join(map(encode_named_event, events))

@@ -3,11 +3,12 @@
 Clients replay whole output items of any server, so unknown keys are skipped here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
+from gemma_serve.errors import InvalidRequestError
 from gemma_serve.openai_api.chat_messages import (
     AssistantMessage,
     FunctionCall,
@@ -111,17 +112,25 @@ class ReasoningInput(BaseModel):
     type: Literal["reasoning"]
 
 
+class ItemReference(BaseModel):
+    """An item of a stored response, in its place."""
+
+    type: Literal["item_reference"] | None = None
+    id: Text
+
+
 def _kind_of_item(value: object) -> str | None:
     if not isinstance(value, dict):
         return None
-    if (kind := value.get("type") or "message") == "message":
+    kind = value.get("type") or ("message" if "role" in value else "item_reference")
+    if kind == "message":
         role = value.get("role")
         return role if isinstance(role, str) and role in _MESSAGE_ROLES else None
     return kind if isinstance(kind, str) and kind in _OTHER_KINDS else None
 
 
 _MESSAGE_ROLES = frozenset(["user", "assistant", "system", "developer"])
-_OTHER_KINDS = frozenset(["function_call", "function_call_output", "reasoning"])
+_OTHER_KINDS = frozenset(["function_call", "function_call_output", "reasoning", "item_reference"])
 
 InputItem = Annotated[
     Annotated[UserInput, Tag("user")]
@@ -130,24 +139,74 @@ InputItem = Annotated[
     | Annotated[SystemInput, Tag("developer")]
     | Annotated[FunctionCallInput, Tag("function_call")]
     | Annotated[FunctionCallOutput, Tag("function_call_output")]
-    | Annotated[ReasoningInput, Tag("reasoning")],
+    | Annotated[ReasoningInput, Tag("reasoning")]
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(
         _kind_of_item,
         custom_error_type="unsupported",
         custom_error_message="An item must be a message of a user, assistant, system or developer, "
-        "a function_call, a function_call_output or a reasoning",
+        "a function_call, a function_call_output, a reasoning or an item_reference",
     ),
 ]
 
 
-def messages_of(items: Sequence[InputItem]) -> Iterator[tuple[int, Message]]:
-    """The chat messages that the items are, each with its item's index."""
+def messages_of(
+    items: Sequence[InputItem], referred: Callable[[str], Message | None]
+) -> Iterator[tuple[int, Message]]:
+    """The chat messages that the items are, each with the index of its first item.
+
+    ``referred``: the message of an item's id. Raises ``InvalidRequestError`` if there is none.
+    """
+    return with_calls_joined(_each_message(items, referred))
+
+
+def _each_message(
+    items: Sequence[InputItem], referred: Callable[[str], Message | None]
+) -> Iterator[tuple[int, Message]]:
     for index, item in enumerate(items):
-        if (message := _message_of(item)) is not None:
+        if isinstance(item, ReasoningInput):
+            continue
+        if not isinstance(item, ItemReference):
+            yield index, message_of(item)
+        elif (message := referred(item.id)) is not None:
             yield index, message
+        else:
+            raise InvalidRequestError(
+                f"There is no stored item {item.id[:64]!r}",
+                param=f"input[{index}].id",
+                code="invalid_value",
+            )
 
 
-def _message_of(item: InputItem) -> Message | None:
+def with_calls_joined(messages: Iterable[tuple[int, Message]]) -> Iterator[tuple[int, Message]]:
+    """What an assistant says and what it then calls is one message of a chat."""
+    last: tuple[int, Message] | None = None
+    for index, message in messages:
+        if last is not None and (joined := _join_calls(last[1], message)) is not None:
+            last = last[0], joined
+            continue
+        if last is not None:
+            yield last
+        last = index, message
+    if last is not None:
+        yield last
+
+
+def _join_calls(earlier: Message, later: Message) -> AssistantMessage | None:
+    """Both as one, if ``later`` is calls that the assistant made right after ``earlier``."""
+    if not isinstance(earlier, AssistantMessage) or not isinstance(later, AssistantMessage):
+        return None
+    if later.content or not later.tool_calls:
+        return None
+    calls = [*(earlier.tool_calls or ()), *later.tool_calls]
+    return earlier.model_copy(update={"tool_calls": calls})
+
+
+SpokenItem = UserInput | AssistantInput | SystemInput | FunctionCallInput | FunctionCallOutput
+
+
+def message_of(item: SpokenItem) -> Message:
+    """The chat message that an item is."""
     match item:
         case UserInput(content=parts):
             return UserMessage(role="user", content=[_user_part(part) for part in parts])
@@ -163,8 +222,6 @@ def _message_of(item: InputItem) -> Message | None:
         case FunctionCallOutput(call_id=call_id, output=parts):
             texts = [_text_part(part) for part in parts]
             return ToolMessage(role="tool", content=texts, tool_call_id=call_id)
-        case _:
-            return None
 
 
 def _text_part(part: TextInput) -> TextContentPart:

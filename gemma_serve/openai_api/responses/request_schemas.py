@@ -6,10 +6,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gemma_serve.openai_api.chat_messages import check_num_parts
 from gemma_serve.openai_api.chat_schemas import MAX_MESSAGES
-from gemma_serve.openai_api.field_types import Bool, Int, Text
+from gemma_serve.openai_api.field_types import Bool, Int, Text, at_most
 from gemma_serve.openai_api.requesters import RequesterFields
+from gemma_serve.openai_api.response_schemas import AbsentIfNone
 from gemma_serve.openai_api.responses.input_items import InputItem
 from gemma_serve.openai_api.sampling_fields import INT64_MAX, TokenFields
+from gemma_serve.openai_api.tool_schemas import MAX_TOOLS, ChoiceMode, FunctionName, word_as_object
 
 
 def _text_as_item(value: object) -> object:
@@ -44,7 +46,7 @@ class JsonSchemaFormat(BaseModel):
     type: Literal["json_schema"]
     name: str
     schema_: dict[str, object] = Field(alias="schema")
-    description: str | None = None
+    description: Text | None = None
     strict: Bool | None = None
 
 
@@ -55,24 +57,57 @@ class TextOptions(BaseModel):
         Annotated[PlainText | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
         | None
     ) = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: AbsentIfNone[Literal["low", "medium", "high"]] = None
 
 
 class FunctionTool(BaseModel):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    description: str | None = None
-    parameters: dict[str, object] | None = Field(default=None, description="A JSON Schema.")
-    strict: Bool | None = None
+    name: FunctionName
+    description: Text | None = None
+    parameters: dict[Text, object] | None = Field(default=None, description="A JSON Schema.")
+    strict: Bool | None = Field(
+        default=None, description="Without effect: calls that are certain always fit the schema."
+    )
 
 
 class NamedFunction(BaseModel):
-    """The function that must be called."""
+    """The function to call."""
 
     type: Literal["function"]
-    name: str
+    name: Text
+
+
+class AllowedFunctions(BaseModel):
+    """A choice among some of the functions, and whether one of them must be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedFunction] = Field(min_length=1)
+
+
+ToolChoiceField = Annotated[
+    ChoiceMode | NamedFunction | AllowedFunctions,
+    Field(discriminator="type"),
+    BeforeValidator(
+        word_as_object,
+        json_schema_input_type=Literal["none", "auto", "required"]
+        | NamedFunction
+        | AllowedFunctions,
+    ),
+]
+
+# The others tell more of tools of other kinds than functions, of which there are none.
+Included = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
 
 
 class UnsupportedInResponses(BaseModel):
@@ -82,8 +117,6 @@ class UnsupportedInResponses(BaseModel):
     conversation: None = None
     prompt: None = None
     logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
 
 
 class ResponseRequest(TokenFields, RequesterFields, UnsupportedInResponses):
@@ -110,15 +143,28 @@ class ResponseRequest(TokenFields, RequesterFields, UnsupportedInResponses):
     text: TextOptions | None = Field(
         default=None, description="`format`: as `response_format` of a chat."
     )
-    tools: list[FunctionTool] | None = Field(
+    tools: (
+        Annotated[
+            list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True), at_most(MAX_TOOLS)
+        ]
+        | None
+    ) = Field(default=None, description="Functions that the model may call; see [Tools](#tools).")
+    tool_choice: ToolChoiceField | None = Field(
+        default=None, description="Whether the model may or must call, and which of them."
+    )
+    parallel_tool_calls: Bool | None = Field(default=None, description="`false`: at most one call.")
+    max_tool_calls: Annotated[Int, Field(ge=1, le=INT64_MAX)] | None = Field(
+        default=None, description="Without effect: it counts calls of hosted tools only."
+    )
+    include: Annotated[list[Included], Field(max_length=64)] | None = Field(
         default=None,
-        description="Checked, then left out of the prompt: a response calls no functions yet.",
+        description="`message.output_text.logprobs`: how probable each token was, as in "
+        "[Logprobs](#logprobs). OpenAI's others tell nothing here.",
     )
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = Field(
-        default=None, description="`none` or `auto`, which are the same here so far."
-    )
-    parallel_tool_calls: Bool | None = Field(
-        default=None, description="Without effect, as no functions are called."
+    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = Field(
+        default=None,
+        description="So many of the most probable tokens in each place, too. Above 0 it includes "
+        "the logprobs.",
     )
     metadata: (
         Annotated[
@@ -128,6 +174,12 @@ class ResponseRequest(TokenFields, RequesterFields, UnsupportedInResponses):
         | None
     ) = Field(default=None, description="Told again in the response.")
     truncation: Literal["auto", "disabled"] | None = Field(
-        default=None, description="Without effect: too long an input is a 400."
+        default=None,
+        description="`auto`: too long an input loses its first turns. `disabled`: it is a 400.",
     )
     stream: Bool | None = Field(default=None, description="Answer as server-sent events.")
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the answer is to tell how probable its tokens were."""
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())

@@ -2,14 +2,32 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from gemma_serve.openai_api.response_schemas import ResponseModel
 from gemma_serve.openai_api.responses.request_schemas import (
+    AllowedFunctions,
     FunctionTool,
     NamedFunction,
     TextOptions,
 )
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+ToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions
+
+
+class OutputTopLogprob(ResponseModel):
+    """How probable the model found a token; ``bytes`` are empty for one that is no text."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class OutputLogprob(OutputTopLogprob):
+    """A token of the text, among the most probable ones in its place."""
+
+    top_logprobs: list[OutputTopLogprob]
 
 
 class OutputText(ResponseModel):
@@ -18,7 +36,7 @@ class OutputText(ResponseModel):
     type: Literal["output_text"] = "output_text"
     text: str
     annotations: tuple[str, ...] = ()
-    logprobs: tuple[str, ...] = ()
+    logprobs: list[OutputLogprob] = Field(default_factory=list)
 
 
 class OutputMessage(ResponseModel):
@@ -27,8 +45,22 @@ class OutputMessage(ResponseModel):
     id: str
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
-    status: Literal["in_progress", "completed", "incomplete"]
+    status: ItemStatus
     content: list[OutputText]
+
+
+class FunctionCallItem(ResponseModel):
+    """A function that the model calls; ``arguments`` is a JSON object as text."""
+
+    id: str
+    type: Literal["function_call"] = "function_call"
+    call_id: str
+    name: str
+    arguments: str
+    status: ItemStatus
+
+
+OutputItem = OutputMessage | FunctionCallItem
 
 
 class InputTokensDetails(ResponseModel):
@@ -86,21 +118,21 @@ class Response(ResponseModel):
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
     model: str
-    output: list[OutputMessage]
+    output: list[OutputItem]
     previous_response_id: str | None
     parallel_tool_calls: bool
     tools: list[FunctionTool]
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction
+    tool_choice: ToolChoice
     temperature: float
     top_p: float
     presence_penalty: float
     frequency_penalty: float
     top_logprobs: int = 0
     max_output_tokens: int | None
-    max_tool_calls: None = None
+    max_tool_calls: int | None
     reasoning: Reasoning = Reasoning()
     text: TextOptions
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
     store: bool
     background: Literal[False] = False
     service_tier: Literal["default"] = "default"

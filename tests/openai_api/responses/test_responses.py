@@ -2,11 +2,8 @@
 
 import json
 import re
-from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
 
 from gemma_serve.errors import (
     ContextLengthError,
@@ -14,46 +11,11 @@ from gemma_serve.errors import (
     InvalidRequestError,
     OutputConstraintError,
 )
-from gemma_serve.generation import FinishReason, GenerationRequest, OutputConstraint
+from gemma_serve.generation import FinishReason, OutputConstraint
 from gemma_serve.messages import ChatMessage, Role, TextPart, ToolCall
 from tests.fakes import VISION_MODEL, FakeGenerationClient, FakeImageLoader, answer, delta, image_of
 from tests.openai_api.harness import MODEL, connect, error_of, make_app, messages_of
-
-RESPONSES = "/v1/responses"
-Json = dict[str, Any]  # parsed JSON
-
-
-async def post(app: FastAPI, content: object = "Hello", **fields: object) -> httpx.Response:
-    async with connect(app) as http:
-        body = {"model": MODEL, "input": content, **fields}
-        return await http.post(
-            RESPONSES,
-            content=json.dumps(body),
-            headers={"content-type": "application/json"},
-        )
-
-
-async def requested(content: object = "Hello", **fields: object) -> GenerationRequest:
-    client = FakeGenerationClient(*answer())
-    response = await post(make_app(client), content, **fields)
-    assert response.status_code == 200, response.text
-    return client.requests[0]
-
-
-def events_of(response: httpx.Response) -> list[Json]:
-    """The events, after checking that each is called what its type says."""
-    events = []
-    for event in response.text.removesuffix("\n\n").split("\n\n"):
-        name, data = event.split("\n")
-        parsed = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {parsed['type']}"
-        events.append(parsed)
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    return events
-
-
-def said(role: Role, text: str) -> ChatMessage:
-    return ChatMessage(role, (TextPart(text),))
+from tests.openai_api.responses.harness import RESPONSES, events_of, post, requested, said
 
 
 async def test_whole_answer_has_every_field_of_the_contract() -> None:
@@ -88,7 +50,7 @@ async def test_whole_answer_has_every_field_of_the_contract() -> None:
         "max_output_tokens": None,
         "max_tool_calls": None,
         "reasoning": {"effort": None, "summary": None},
-        "text": {"format": {"type": "text"}, "verbosity": None},
+        "text": {"format": {"type": "text"}},
         "truncation": "disabled",
         "store": True,
         "background": False,
@@ -205,8 +167,11 @@ async def test_every_kind_of_item_becomes_a_message() -> None:
         said(Role.SYSTEM, "Be brief."),
         said(Role.SYSTEM, "Be kind."),
         said(Role.USER, "Hi"),
-        ChatMessage(Role.ASSISTANT, (TextPart("Let me see."), TextPart("No."))),
-        ChatMessage(Role.ASSISTANT, tool_calls=(ToolCall("c1", "get_time", "{}"),)),
+        ChatMessage(
+            Role.ASSISTANT,
+            (TextPart("Let me see."), TextPart("No.")),
+            tool_calls=(ToolCall("c1", "get_time", "{}"),),
+        ),
         ChatMessage(Role.TOOL, (TextPart("12:00"),), tool_call_id="c1"),
     )
 
@@ -245,6 +210,21 @@ async def test_format_of_the_answer_reaches_the_engine(
     fields: dict[str, object], constraint: OutputConstraint | None
 ) -> None:
     assert (await requested(**fields)).output_constraint == constraint
+
+
+async def test_schema_is_told_again_as_strict_which_it_always_is() -> None:
+    text = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}, "verbosity": "low"}
+    response = await post(make_app(FakeGenerationClient(*answer("{}"))), text=text)
+    assert response.json()["text"] == {
+        "format": {
+            "type": "json_schema",
+            "name": "x",
+            "schema": SCHEMA,
+            "description": None,
+            "strict": True,
+        },
+        "verbosity": "low",
+    }
 
 
 async def test_format_that_cannot_be_enforced_is_told_by_its_place_in_the_text_field() -> None:
@@ -326,7 +306,6 @@ async def test_response_that_is_not_to_be_stored_is_not() -> None:
 
 
 USER = {"role": "user", "content": "x"}
-TOOL = {"type": "function", "name": "get_time"}
 
 
 @pytest.mark.parametrize(
@@ -336,7 +315,14 @@ TOOL = {"type": "function", "name": "get_time"}
         ({"input": 5}, "input", "invalid_value"),
         ({"input": "\ud800"}, "input", "invalid_value"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0]", "unsupported_value"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "unsupported_value"),
+        ({"input": [USER, {"type": "item_reference", "id": "x"}]}, "input[1].id", "invalid_value"),
+        ({"input": [{"id": "x"}]}, "input[0].id", "invalid_value"),
+        (
+            {"input": [{"type": "item_reference"}]},
+            "input[0].id",
+            "missing_required_parameter",
+        ),
+        ({"input": [{"type": "computer_call"}]}, "input[0]", "unsupported_value"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
             "input[0].content[0]",
@@ -353,20 +339,14 @@ TOOL = {"type": "function", "name": "get_time"}
         ({"background": True}, "background", "unsupported_value"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_value"),
         ({"logprobs": True}, "logprobs", "unsupported_value"),
-        ({"top_logprobs": 2}, "top_logprobs", "unsupported_value"),
+        ({"top_logprobs": 21}, "top_logprobs", "invalid_value"),
         (
             {"input": [{"type": "function_call_output", "output": [{}] * 50_001}]},
             "input",
             "invalid_value",
         ),
-        ({"include": ["message.output_text.logprobs"]}, "include[0]", "unsupported_value"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_value"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "unsupported_value"),
-        (
-            {"tools": [TOOL], "tool_choice": {"type": "function", "name": "get_time"}},
-            "tool_choice",
-            "unsupported_value",
-        ),
+        ({"include": ["message.input_image.image_url"]}, "include[0]", "unsupported_value"),
+        ({"max_tool_calls": 0}, "max_tool_calls", "invalid_value"),
         ({"stop_token_ids": [1000]}, "stop_token_ids[0]", "invalid_value"),
     ],
 )

@@ -23,6 +23,7 @@ def stored(response_id: str, text: str = "") -> StoredResponse:
         presence_penalty=0,
         frequency_penalty=0,
         max_output_tokens=None,
+        max_tool_calls=None,
         text=TextOptions(),
         store=True,
         metadata={},
