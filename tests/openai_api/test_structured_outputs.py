@@ -20,6 +20,9 @@ GRAMMAR = OutputConstraint(kind="grammar", value='root ::= "a"')
     ("fields", "constraint"),
     [
         ({"response_format": {"type": "json_object"}}, ANY_OBJECT),
+        ({"response_format": {"type": "json_object", "schema": None}}, ANY_OBJECT),
+        ({"response_format": {"type": "json_object", "schema": {}}}, ANY_OBJECT),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, SCHEMA_CONSTRAINT),
         ({"response_format": JSON_SCHEMA}, SCHEMA_CONSTRAINT),
         (
             {
@@ -85,6 +88,10 @@ async def test_every_way_to_ask_means_the_same(
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
             "response_format.json_schema.schema",
         ),
+        (
+            {"response_format": {"type": "json_object", "schema": 123}},
+            "response_format.schema",
+        ),
         ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice[0]"),
         ({"guided_choice": ["a", ""]}, "guided_choice[1]"),
         ({"guided_regex": "\ud800"}, "guided_regex"),
@@ -109,6 +116,11 @@ async def test_malformed_format_is_a_400_that_names_it(
             {"response_format": JSON_SCHEMA},
             "properties.a",
             "response_format.json_schema.schema.properties.a",
+        ),
+        (
+            {"response_format": {"type": "json_object", "schema": SCHEMA}},
+            "properties.a",
+            "response_format.schema.properties.a",
         ),
         ({"guided_json": SCHEMA}, "anyOf[0]", "guided_json.anyOf[0]"),
         ({"structured_outputs": {"regex": "("}}, None, "structured_outputs.regex"),
