@@ -45,7 +45,11 @@ class ToolUse:
 
     def parser(self) -> ToolCallParser:
         """A parser for one choice's text."""
-        return gemma_parser(self.choice.names, max_calls=None if self.parallel else 1)
+        return gemma_parser(
+            self.choice.names,
+            max_calls=None if self.parallel else 1,
+            calls_only=self.choice.mode != "auto",
+        )
 
 
 class ToolRules:

@@ -9,10 +9,14 @@ from gemma_serve.tool_calling.events import AnswerEvent, ArgumentsPiece, CallSta
 class CallSink:
     """Takes text and calls in their order, and gives them out as events."""
 
-    def __init__(self, max_calls: int | None) -> None:
-        """``max_calls``: further ones are left out; ``None`` takes all."""
+    def __init__(self, max_calls: int | None, *, calls_only: bool = False) -> None:
+        """``max_calls``: further ones are left out; ``None`` takes all.
+
+        ``calls_only``: text is left out too.
+        """
         self.num_calls = 0
         self._max_calls = max_calls
+        self._calls_only = calls_only
         self._is_full = False
         self._events: list[AnswerEvent] = []
         self._after_text = False
@@ -20,6 +24,8 @@ class CallSink:
 
     def say(self, text: str) -> None:
         """Whitespace that a call may follow waits for what comes: next to calls it is layout."""
+        if self._calls_only:
+            return
         if not self._after_text:
             text, self._gap = self._gap + text, ""
             if not text.strip():

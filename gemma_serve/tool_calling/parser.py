@@ -143,11 +143,14 @@ class GemmaBlockReader:
         yield from self._json.read() if opening == "{" else self._python.read()
 
 
-def gemma_parser(names: Collection[str], *, max_calls: int | None = None) -> ToolCallParser:
+def gemma_parser(
+    names: Collection[str], *, max_calls: int | None = None, calls_only: bool = False
+) -> ToolCallParser:
     """A parser for Gemma 3's answers.
 
     ``names``: the functions on offer; what calls another one is text. ``max_calls``: further calls
-    are left out.
+    are left out. ``calls_only``: the answer can be nothing else, so that what is no call is the
+    start of one that was cut off, and left out too.
     """
-    source, sink = Source(), CallSink(max_calls)
+    source, sink = Source(), CallSink(max_calls, calls_only=calls_only)
     return ToolCallParser(source, sink, GemmaBlockReader(source, sink, names))

@@ -311,6 +311,22 @@ async def test_call_that_a_limit_cuts_off_ends_with_length(stream: bool) -> None
     assert choice["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("choice", ["required", NAMED, allowed("required", TIME)])
+@pytest.mark.parametrize("written", ["[", '{"name": "get_ti', f"[{CALL}, {{"])
+async def test_beginning_of_a_forced_call_that_was_cut_off_is_not_content(
+    choice: object, written: str
+) -> None:
+    """vLLM's tests ask for one token of a call and find no content, as with OpenAI."""
+    fields = {"tools": TOOLS, "tool_choice": choice}
+    client = FakeGenerationClient(*answer(written, finish_reason=FinishReason.LENGTH))
+    (whole,) = (await post_chat(make_app(client), **fields)).json()["choices"]
+    assert not whole["message"]["content"]
+    assert whole["finish_reason"] == "length"
+    client.play(*answer(written, finish_reason=FinishReason.LENGTH))
+    _, *pieces = choices_of(await post_chat(make_app(client), stream=True, **fields))
+    assert '"content"' not in json.dumps(pieces)
+
+
 async def test_only_one_call_without_parallel_calls() -> None:
     response = await called(f"[{CALL}, {CALL}]", parallel_tool_calls=False)
     (choice,) = response.json()["choices"]
