@@ -67,7 +67,7 @@ class ChatCompletions:
                 model=self.config.model_name,
                 n=request.n,
                 started=stream.started,
-                stream_usage=body.wants_usage,
+                usage_in_stream=body.usage_in_stream,
                 make_parser=None if tool_use is None else tool_use.parser,
                 logprobs=request.sampling.logprobs is not None,
                 return_token_ids=bool(body.return_token_ids),

@@ -21,6 +21,7 @@ from gemma_serve.openai_api.response_schemas import (
     ChoiceLogprobs,
     ToolCallingAnswer,
 )
+from gemma_serve.openai_api.sampling_fields import UsageInStream
 from gemma_serve.openai_api.usage import completion_usage
 from gemma_serve.tool_calling.events import AnswerEvent, ArgumentsPiece, CallStarted, TextPiece
 from gemma_serve.tool_calling.parser import ToolCallParser
@@ -159,13 +160,13 @@ class ChatCompletionBuilder:
         model: str,
         n: int,
         started: GenerationStarted,
-        stream_usage: bool = False,
+        usage_in_stream: UsageInStream = "nowhere",
         make_parser: Callable[[], ToolCallParser] | None = None,
         logprobs: bool = False,
         return_token_ids: bool = False,
     ) -> None:
-        """``created``: Unix time in seconds. ``stream_usage``, ``logprobs``, ``return_token_ids``:
-        the client asked to be told.
+        """``created``: Unix time in seconds. ``logprobs``, ``return_token_ids``: the client asked
+        to be told.
 
         ``make_parser``: finds calls in one choice's text; ``None``: there are none to find.
         """
@@ -173,7 +174,7 @@ class ChatCompletionBuilder:
         self._created = created
         self._model = model
         self._started = started
-        self._stream_usage = stream_usage
+        self._usage_in_stream = usage_in_stream
         self._reports_logprobs = logprobs
         self._return_token_ids = return_token_ids
         self._choices = [_ChoiceRecord(make_parser() if make_parser else None) for _ in range(n)]
@@ -249,9 +250,9 @@ class ChatCompletionBuilder:
 
     def usage_chunks(self) -> Iterator[ChunkPayload]:
         """The chunk that closes a stream, if the client asked for it."""
-        if self._stream_usage:
+        if self._usage_in_stream != "nowhere":
             chunk = self._chunk([])
-            chunk["usage"] = completion_usage(self.usage).model_dump()
+            chunk["usage"] = self._usage_payload()
             yield chunk
 
     def _piece_chunks(self, update: ChoiceUpdate) -> Iterator[ChunkPayload]:
@@ -294,9 +295,13 @@ class ChatCompletionBuilder:
             "model": self._model,
             "choices": choices,
         }
-        if self._stream_usage:
-            chunk["usage"] = None
+        if self._usage_in_stream != "nowhere":
+            is_told = self._usage_in_stream == "everywhere"
+            chunk["usage"] = self._usage_payload() if is_told else None
         return chunk
+
+    def _usage_payload(self) -> dict[str, object]:
+        return completion_usage(self.usage).model_dump()
 
 
 def _logprobs(content: list[TokenLogprobPayload]) -> ChoiceLogprobsPayload:

@@ -144,9 +144,9 @@ class CompletionBuilder:
 
     def usage_chunks(self) -> Iterator[CompletionPayload]:
         """The chunk that closes a stream, if the client asked for it."""
-        if self._body.wants_usage:
+        if self._body.usage_in_stream != "nowhere":
             chunk = self._payload([])
-            chunk["usage"] = completion_usage(self.usage).model_dump()
+            chunk["usage"] = self._usage_payload()
             yield chunk
 
     def completion(self) -> Completion:
@@ -154,7 +154,7 @@ class CompletionBuilder:
         self.require_finished()
         choices = [self._whole_choice(index) for index in range(len(self._choices))]
         payload = self._payload(choices)
-        payload["usage"] = completion_usage(self.usage).model_dump()
+        payload["usage"] = self._usage_payload()
         return Completion.model_validate(payload)
 
     def _in_order(self, deltas: Iterable[GenerationDelta]) -> list[GenerationDelta]:
@@ -222,9 +222,13 @@ class CompletionBuilder:
             "model": self._model,
             "choices": choices,
         }
-        if self._body.wants_usage:
-            payload["usage"] = None
+        if self._body.usage_in_stream != "nowhere":
+            is_told = self._body.usage_in_stream == "everywhere"
+            payload["usage"] = self._usage_payload() if is_told else None
         return payload
+
+    def _usage_payload(self) -> dict[str, object]:
+        return completion_usage(self.usage).model_dump()
 
 
 def _tells_tokens(payload: ChoicePayload) -> bool:

@@ -61,6 +61,7 @@ class UnsupportedInCompletions(BaseModel):
     use_beam_search: Literal[False] | None = None
     prompt_logprobs: None = None
     stop_regex: UnsupportedIfSet = None
+    truncation_side: Literal["left"] | None = None
 
 
 class CompletionRequest(SamplingFields, StructuredOutputFields, UnsupportedInCompletions):

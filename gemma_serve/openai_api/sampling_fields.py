@@ -3,7 +3,7 @@
 Each description is the field's line in ``docs/api.md``.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -33,11 +33,18 @@ BadWords = Annotated[
     at_most(MAX_BAD_WORDS),
 ]
 
+UsageInStream = Literal["nowhere", "at_the_end", "everywhere"]
+"""Which chunks of a stream count the tokens so far. Where only the last one does, the others have
+``null``."""
+
 
 class StreamOptions(BaseModel):
     """What a stream carries besides text."""
 
     include_usage: Bool | None = None
+    continuous_usage_stats: Bool | None = Field(
+        default=None, description="vLLM's: only with `include_usage`."
+    )
 
 
 class TokenFields(BaseModel):
@@ -121,10 +128,14 @@ class SamplingFields(TokenFields, RequesterFields):
     stream: Bool | None = Field(default=None, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = Field(
         default=None,
-        description="Only with `stream`. `include_usage`: a last chunk counts the tokens.",
+        description="Only with `stream`. `include_usage`: a last chunk counts the tokens; with "
+        "`continuous_usage_stats`, every chunk those so far.",
     )
 
     @property
-    def wants_usage(self) -> bool:
-        """Whether a stream is to end with the tokens counted."""
-        return self.stream_options is not None and self.stream_options.include_usage is True
+    def usage_in_stream(self) -> UsageInStream:
+        """Which chunks count the tokens."""
+        options = self.stream_options
+        if options is None or not options.include_usage:
+            return "nowhere"
+        return "everywhere" if options.continuous_usage_stats else "at_the_end"

@@ -29,6 +29,7 @@ class UnsupportedFields(BaseModel):
     web_search_options: None = None
     stop_regex: UnsupportedIfSet = None
     use_beam_search: Literal[False] | None = None
+    truncation_side: Literal["left"] | None = None
     echo: Literal[False] | None = None
     chat_template: UnsupportedIfSet = None
     documents: UnsupportedIfSet = None

@@ -199,6 +199,7 @@ async def test_invalid_value_is_a_400_that_names_the_field(
         ),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"echo": True}, "echo"),
+        ({"truncation_side": "right"}, "truncation_side"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         (user({"type": "text", "text": "x"}, {"type": "input_audio"}), "messages[0].content[1]"),
         (user({"type": "file", "file": {}}), "messages[0].content[0]"),
@@ -243,6 +244,7 @@ async def test_unsupported_field_is_a_400_that_names_it(
         {"reasoning_effort": "high", "verbosity": "low", "prediction": None},
         {"num_ctx": 4096, "tfs_z": 1, "mirostat": 2, "keep_alive": "5m", "think": False},
         {"chat_template_kwargs": {"enable_thinking": False}, "priority": 1},
+        {"truncate_prompt_tokens": 9, "truncation_side": "left"},
     ],
 )
 async def test_field_that_asks_for_nothing_is_accepted(fields: dict[str, object]) -> None:

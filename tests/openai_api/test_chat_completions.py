@@ -16,7 +16,7 @@ from gemma_serve.errors import (
 from gemma_serve.generation import FinishReason, GenerationDelta
 from gemma_serve.openai_api.response_schemas import ChatCompletionChunk
 from tests.fakes import FakeGenerationClient, answer, delta
-from tests.openai_api.harness import MODEL, error_of, make_app, post_chat
+from tests.openai_api.harness import MODEL, counted_tokens, error_of, make_app, post_chat
 
 
 def events_of(response: Response) -> list[dict[str, object]]:
@@ -123,6 +123,22 @@ async def test_usage_chunk_comes_last_and_only_when_asked_for() -> None:
     for options in (None, {}, {"include_usage": False}, {"include_usage": None}):
         silent = events_of(await post_chat(app, stream=True, stream_options=options))
         assert [("usage" in chunk, len(silent)) for chunk in silent] == [(False, 3)] * 3
+
+
+async def test_every_chunk_counts_the_tokens_so_far_when_asked_to() -> None:
+    app = make_app(FakeGenerationClient(*answer("Hi")))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = events_of(await post_chat(app, stream=True, stream_options=options))
+    assert [counted_tokens(chunk) for chunk in (*chunks, last)] == [
+        (7, 0, 7),
+        (7, 1, 8),
+        (7, 2, 9),
+        (7, 2, 9),
+    ]
+    assert last["choices"] == []
+    without_usage = {"include_usage": False, "continuous_usage_stats": True}
+    silent = events_of(await post_chat(app, stream=True, stream_options=without_usage))
+    assert ["usage" in chunk for chunk in silent] == [False] * 3
 
 
 async def test_empty_answer_has_a_role_and_a_finish_chunk() -> None:
