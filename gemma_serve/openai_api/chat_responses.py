@@ -284,7 +284,7 @@ class ChatCompletionBuilder:
         """The chunk that closes a stream, if the client asked for it."""
         if self._stream_usage != "none":
             chunk = self._chunk([])
-            chunk["usage"] = completion_usage(self.usage).model_dump()
+            chunk["usage"] = self._usage_payload()
             yield chunk
 
     def _piece_chunks(self, update: ChoiceUpdate) -> Iterator[ChunkPayload]:
@@ -337,8 +337,11 @@ class ChatCompletionBuilder:
             case "last":
                 chunk["usage"] = None
             case "every":
-                chunk["usage"] = completion_usage(self.usage).model_dump()
+                chunk["usage"] = self._usage_payload()
         return chunk
+
+    def _usage_payload(self) -> dict[str, object]:
+        return completion_usage(self.usage).model_dump()
 
 
 def _logprobs(content: list[TokenLogprobPayload]) -> ChoiceLogprobsPayload:

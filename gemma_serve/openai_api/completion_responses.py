@@ -151,7 +151,7 @@ class CompletionBuilder:
         """The chunk that closes a stream, if the client asked for it."""
         if self._body.stream_usage != "none":
             chunk = self._payload([])
-            chunk["usage"] = completion_usage(self.usage).model_dump()
+            chunk["usage"] = self._usage_payload()
             yield chunk
 
     def completion(self) -> Completion:
@@ -159,7 +159,7 @@ class CompletionBuilder:
         self.require_finished()
         choices = [self._whole_choice(index) for index in range(len(self._choices))]
         payload = self._payload(choices)
-        payload["usage"] = completion_usage(self.usage).model_dump()
+        payload["usage"] = self._usage_payload()
         return Completion.model_validate(payload)
 
     def _in_order(self, deltas: Iterable[GenerationDelta]) -> list[GenerationDelta]:
@@ -245,8 +245,11 @@ class CompletionBuilder:
             case "last":
                 payload["usage"] = None
             case "every":
-                payload["usage"] = completion_usage(self.usage).model_dump()
+                payload["usage"] = self._usage_payload()
         return payload
+
+    def _usage_payload(self) -> dict[str, object]:
+        return completion_usage(self.usage).model_dump()
 
 
 def _tells_tokens(payload: ChoicePayload) -> bool:

@@ -33,9 +33,9 @@ BadWords = Annotated[
     at_most(MAX_BAD_WORDS),
 ]
 
-
 StreamUsage = Literal["none", "last", "every"]
-"""Which chunks of a stream count the tokens."""
+"""Which chunks of a stream count the tokens so far. Where only the last one does, the others have
+``null``."""
 
 
 class StreamOptions(BaseModel):

@@ -30,12 +30,10 @@ class TextFormat(BaseModel):
 
 
 class JsonObjectFormat(BaseModel):
-    """One JSON object."""
+    """One JSON object, of any kind or, as llama.cpp has it, one that fits a schema."""
 
     type: Literal["json_object"]
-    definition: Schema | None = Field(
-        default=None, alias="schema", description="llama.cpp's: a JSON Schema that it fits."
-    )
+    definition: SchemaOrText = Field(default=None, alias="schema", description="A JSON Schema.")
 
 
 class JsonSchemaDefinition(BaseModel):
@@ -76,7 +74,7 @@ class StructuredOutputFields(BaseModel):
     response_format: ResponseFormat | None = Field(
         default=None,
         description="OpenAI's: `text`, `json_object` or `json_schema`, enforced with or without "
-        "`strict`.",
+        "`strict`. A `schema` beside `json_object` is one too, as in llama.cpp.",
     )
     structured_outputs: StructuredOutputs | None = Field(
         default=None,
@@ -126,10 +124,11 @@ def constraining_field(body: StructuredOutputFields) -> ConstrainingField | None
 
 def _constraints(body: StructuredOutputFields) -> Iterator[tuple[str, OutputConstraint]]:
     match body.response_format:
-        case JsonObjectFormat(definition=schema) if schema:
-            yield "response_format.schema", _json_schema(schema)
-        case JsonObjectFormat():
+        case JsonObjectFormat(definition=None):
             yield "response_format", _ANY_OBJECT
+        case JsonObjectFormat(definition=schema):
+            assert schema is not None  # what match does not narrow
+            yield "response_format.schema", _json_schema(schema)
         case JsonSchemaFormat(json_schema=schema):
             yield "response_format.json_schema.schema", _json_schema(schema.definition)
     if body.structured_outputs is not None:

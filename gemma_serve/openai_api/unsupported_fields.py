@@ -27,8 +27,8 @@ class UnsupportedFields(BaseModel):
     audio: None = None
     web_search_options: None = None
     stop_regex: UnsupportedIfSet = None
-    truncation_side: Literal["left"] | None = None
     use_beam_search: Literal[False] | None = None
+    truncation_side: Literal["left"] | None = None
     echo: Literal[False] | None = None
     chat_template: UnsupportedIfSet = None
     documents: UnsupportedIfSet = None

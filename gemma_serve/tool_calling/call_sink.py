@@ -13,8 +13,8 @@ class CallSink:
         """``max_calls``: further ones are left out; ``None`` takes all. ``calls_only``: what is no
         call is the beginning of one that was cut off, and is not said."""
         self.num_calls = 0
-        self._calls_only = calls_only
         self._max_calls = max_calls
+        self._calls_only = calls_only
         self._is_full = False
         self._events: list[AnswerEvent] = []
         self._after_text = False
@@ -22,6 +22,8 @@ class CallSink:
 
     def say(self, text: str) -> None:
         """Whitespace that a call may follow waits for what comes: next to calls it is layout."""
+        if self._calls_only:
+            return
         if not self._after_text:
             text, self._gap = self._gap + text, ""
             if not text.strip():
@@ -62,8 +64,6 @@ class CallSink:
         return events
 
     def _add_text(self, text: str) -> None:
-        if self._calls_only:
-            return
         last = self._events[-1] if self._events else None
         if isinstance(last, TextPiece):
             self._events[-1] = TextPiece(last.text + text)

@@ -80,6 +80,13 @@ def error_of(response: httpx.Response) -> dict[str, str | None]:
     return error
 
 
+def counted_tokens(payload: Mapping[str, object]) -> tuple[int, int, int]:
+    """Tokens of the prompt, of the answer and of both, as an answer or a chunk counts them."""
+    usage = payload["usage"]
+    assert isinstance(usage, dict)
+    return usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]
+
+
 class Exchange:
     """One chat request message by message, for what an HTTP client cannot do: leave."""
 

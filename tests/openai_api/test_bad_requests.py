@@ -246,6 +246,7 @@ async def test_unsupported_field_is_a_400_that_names_it(
         {"reasoning_effort": "high", "verbosity": "low", "prediction": None},
         {"num_ctx": 4096, "tfs_z": 1, "mirostat": 2, "keep_alive": "5m", "think": False},
         {"chat_template_kwargs": {"enable_thinking": False}},
+        {"truncate_prompt_tokens": 9, "truncation_side": "left"},
     ],
 )
 async def test_field_that_asks_for_nothing_is_accepted(fields: dict[str, object]) -> None:

@@ -25,7 +25,7 @@ from gemma_serve.openai_api.completion_schemas import CompletionRequest
 from gemma_serve.openai_api.requesters import Requester
 from gemma_serve.openai_api.response_schemas import Completion
 from tests.fakes import TEXT_MODEL, FakeGenerationClient, answer, delta
-from tests.openai_api.harness import MODEL, connect, error_of, make_app
+from tests.openai_api.harness import MODEL, connect, counted_tokens, error_of, make_app
 
 COMPLETIONS = "/v1/completions"
 
@@ -100,6 +100,18 @@ async def test_stream_is_text_then_finish_then_usage_then_done() -> None:
     assert last["choices"] == []
     assert last["usage"] == (await post(app)).json()["usage"]
     assert len({chunk["id"] for chunk in (*chunks, last)}) == 1
+
+
+async def test_every_chunk_counts_the_tokens_so_far_when_asked_to() -> None:
+    app = make_app(FakeGenerationClient(*answer("Hel", "lo")))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = events_of(await post(app, stream=True, stream_options=options))
+    assert [counted_tokens(chunk) for chunk in chunks] == [
+        (7, 1, 8),
+        (7, 2, 9),
+        (7, 3, 10),
+        (7, 3, 10),
+    ]
 
 
 async def test_stream_is_these_bytes() -> None:

@@ -20,9 +20,10 @@ GRAMMAR = OutputConstraint(kind="grammar", value='root ::= "a"')
     ("fields", "constraint"),
     [
         ({"response_format": {"type": "json_object"}}, ANY_OBJECT),
-        ({"response_format": JSON_SCHEMA}, SCHEMA_CONSTRAINT),
-        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, SCHEMA_CONSTRAINT),
         ({"response_format": {"type": "json_object", "schema": None}}, ANY_OBJECT),
+        ({"response_format": {"type": "json_object", "schema": {}}}, ANY_OBJECT),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, SCHEMA_CONSTRAINT),
+        ({"response_format": JSON_SCHEMA}, SCHEMA_CONSTRAINT),
         (
             {
                 "response_format": {

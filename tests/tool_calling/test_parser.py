@@ -263,6 +263,12 @@ def test_only_the_first_call_counts_where_one_is_allowed() -> None:
     assert parser.num_calls == 1
 
 
+def test_what_is_no_call_is_left_out_where_there_can_be_nothing_but_calls() -> None:
+    parser = gemma_parser(NAMES, calls_only=True)
+    assert outcome(parser, [f'[{JSON_CALL}, {{"name": "get_ti']) == [PARIS]
+    assert outcome(gemma_parser(NAMES, calls_only=True), [' [{"na']) == []
+
+
 def test_long_answer_of_nothing_but_openings_is_prose() -> None:
     for text in ("[" * 50_000, '{"parameters":' * 5_000, "[get(a=" * 2_000, "```json\n" * 5_000):
         assert outcome(make_parser(), [text]) == [text]
