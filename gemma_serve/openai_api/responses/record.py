@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -101,7 +102,7 @@ class ResponseRecord:
         self.response_id = f"resp_{uuid.uuid4().hex}"
         self.items: list[ItemRecord] = []
         self._visible_logprobs = VisibleLogprobs()
-        self._pending_logprobs: list[OutputLogprob] = []
+        self._untold_logprobs: deque[OutputLogprob] = deque()
         self._num_tokens = 0
         self._num_cached_tokens = 0
         self._finish_reason: FinishReason | None = None
@@ -112,7 +113,7 @@ class ResponseRecord:
             self._num_tokens += len(delta.token_ids)
             self._num_cached_tokens += delta.cached_tokens
             visible = self._visible_logprobs.add(delta)
-            self._pending_logprobs += map(output_logprob, visible)
+            self._untold_logprobs += map(output_logprob, visible)
             for event in self._read(delta):
                 yield from self._record(event)
             if delta.finish_reason is not None:
@@ -160,23 +161,33 @@ class ResponseRecord:
     def _record(self, event: AnswerEvent) -> Iterator[ResponseUpdate]:
         if isinstance(event, TextPiece):
             yield from self._say(event.text)
-        elif isinstance(event, CallStarted):
+            return
+        self._untold_logprobs.clear()  # those of a call are told nowhere
+        if isinstance(event, CallStarted):
             yield from self._open(FunctionCallRecord(call_id=event.id, name=event.name))
         else:
             call = self.items[-1]
             assert isinstance(call, FunctionCallRecord)  # the parser starts calls before
             call.add(event.text)
             yield ArgumentsAdded(len(self.items) - 1, call, event.text)
-        self._pending_logprobs = []  # those of a call are told nowhere
 
     def _say(self, text: str) -> Iterator[ResponseUpdate]:
         if not self.items or not isinstance(self.items[-1], MessageRecord):
             yield from self._open(MessageRecord())
         message = self.items[-1]
         assert isinstance(message, MessageRecord)
-        logprobs = self._pending_logprobs if self._body.wants_logprobs else []
+        logprobs = self._logprobs_of(text)
         message.add(text, logprobs)
         yield TextAdded(len(self.items) - 1, message, text, logprobs)
+
+    def _logprobs_of(self, text: str) -> list[OutputLogprob]:
+        """Those of the tokens that ``text`` is made of, which are the first that are untold."""
+        told: list[OutputLogprob] = []
+        num_missing_bytes = len(text.encode())
+        while self._untold_logprobs and num_missing_bytes > 0:
+            told.append(self._untold_logprobs.popleft())
+            num_missing_bytes -= len(told[-1].bytes)
+        return told
 
     def _open(self, item: ItemRecord) -> Iterator[ResponseUpdate]:
         yield from self._close("completed")

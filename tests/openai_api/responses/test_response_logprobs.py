@@ -85,3 +85,14 @@ async def test_tokens_of_a_call_have_none() -> None:
     assert [entry["token"] for entry in first["content"][0]["logprobs"]] == ["Hi "]
     assert called["arguments"] == "{}"
     assert [entry["token"] for entry in last["content"][0]["logprobs"]] == [" Ho"]
+
+
+async def test_text_and_a_call_that_come_at_once_are_told_apart() -> None:
+    """Whoever reads slowly gets what several tokens brought as one delta."""
+    call = '[{"name": "f", "parameters": {}}]'
+    tokens = (token(b"Hi"), token(b" "), token(call.encode()), END)
+    app = make_app(FakeGenerationClient(told(f"Hi {call}", FinishReason.STOP, *tokens)))
+    body = (await post(app, tools=[{"type": "function", "name": "f"}], **INCLUDED)).json()
+    message, called = body["output"]
+    assert [entry["token"] for entry in message["content"][0]["logprobs"]] == ["Hi", " "]
+    assert called["arguments"] == "{}"
