@@ -49,6 +49,7 @@ class Responses:
         """
         check_model(body.model, self.admission.config)
         chat = translate(body, self._history(body), self.store.message)
+        place = None if body.store is False else _Place(self.store, tuple(stored_items(body.input)))
         with chat.own_names():
             admitted = await self.admission.admit(
                 chat.request,
@@ -56,13 +57,7 @@ class Responses:
                 api_key_id=api_key_id,
                 truncation=body.truncation or "disabled",
             )
-        answer = _Answer(
-            request_id,
-            admitted.stream,
-            _record(body, admitted),
-            chat,
-            None if body.store is False else _Place(self.store, tuple(stored_items(body.input))),
-        )
+        answer = _Answer(request_id, admitted.stream, _record(body, admitted), chat, place)
         if body.stream:
             interval_s = self.admission.config.keep_alive_interval_s
             return EventStreamResponse(answer.events(), admitted.stream.aclose, interval_s)
