@@ -1,5 +1,6 @@
 """The values that request fields are made of. JSON's types are kept apart: no ``"1"`` for 1."""
 
+import json
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool
@@ -24,6 +25,21 @@ def _check_encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_check_encodable)]
 """Anything that can be written as UTF-8, NUL included."""
+
+
+def _check_json(value: dict[str, object]) -> dict[str, object]:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):  # UnicodeEncodeError is a ValueError
+        raise PydanticCustomError(
+            "no_json",
+            "It holds what is no JSON: NaN, Infinity, half of a surrogate pair, or too many levels",
+        ) from None
+    return value
+
+
+JsonObject = Annotated[dict[str, object], AfterValidator(_check_json)]
+"""An object that can be told again."""
 
 
 def at_most(limit: int) -> BeforeValidator:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gemma_serve.openai_api.chat_messages import check_num_parts
 from gemma_serve.openai_api.chat_schemas import MAX_MESSAGES
-from gemma_serve.openai_api.field_types import Bool, Int, Text, at_most
+from gemma_serve.openai_api.field_types import Bool, Int, JsonObject, Text, at_most
 from gemma_serve.openai_api.requesters import RequesterFields
 from gemma_serve.openai_api.response_schemas import AbsentIfNone
 from gemma_serve.openai_api.responses.input_items import InputItem
@@ -45,7 +45,7 @@ class JsonSchemaFormat(BaseModel):
 
     type: Literal["json_schema"]
     name: str
-    schema_: dict[str, object] = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
     description: Text | None = None
     strict: Bool | None = None
 

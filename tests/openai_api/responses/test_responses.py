@@ -1,6 +1,7 @@
 """Responses, whole and streamed, stored and continued."""
 
 import json
+import math
 import re
 
 import pytest
@@ -351,6 +352,14 @@ USER = {"role": "user", "content": "x"}
         ({"echo": True}, "echo", "unsupported_value"),
         ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_value"),
+        *(
+            (
+                {"text": {"format": {"type": "json_schema", "name": "x", "schema": schema}}},
+                "text.format.schema",
+                "invalid_value",
+            )
+            for schema in ({"const": "\ud800"}, {"properties": {"\ud800": {}}}, {"const": math.nan})
+        ),
         ({"background": True}, "background", "unsupported_value"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_value"),
         ({"logprobs": True}, "logprobs", "unsupported_value"),
