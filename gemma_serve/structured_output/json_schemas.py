@@ -44,6 +44,7 @@ def parse_schema(text: str) -> Schema:
     except (ValueError, RecursionError) as error:
         raise OutputConstraintError(f"The schema is not JSON: {error}") from None
     _check_depth(schema)
+    _check_text(schema)
     if schema is True:
         return {}
     if not isinstance(schema, dict):
@@ -85,6 +86,14 @@ def _check_depth(value: object) -> None:
         if not level:
             return
     raise OutputConstraintError(f"The schema is nested deeper than {_MAX_DEPTH} levels")
+
+
+def _check_text(value: object) -> None:
+    """JSON can name half of a surrogate pair, and no compiler or answer can write it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise OutputConstraintError("The schema holds half of a surrogate pair") from None
 
 
 def _children(value: object) -> list[object]:

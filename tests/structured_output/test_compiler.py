@@ -169,6 +169,8 @@ ITEM = {"type": "object", "properties": {"ok": {"type": "string"}, "set": {"uniq
         ("json_schema", [], None, "object"),
         ("json_schema", '{"a": ', None, "JSON"),
         ("json_schema", '{"const": NaN}', None, "NaN"),
+        ("json_schema", {"properties": {"\ud800": {}}}, None, "surrogate"),
+        ("json_schema", {"enum": ["\udfff"]}, None, "surrogate"),
         ("json_schema", '{"items":' * 100 + "{}" + "}" * 100, None, "deeper than 100"),
         ("json_schema", '{"items":' * 9999 + "{}" + "}" * 9999, None, ""),
         ("json_schema", {"description": "x" * 262_144}, None, "262144 are allowed"),
