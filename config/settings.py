@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from config.mistakes import describe_mistakes
-from gemma_serve.engine.config import EngineConfig
+from gemma_serve.engine.config import EngineConfig, Speculation
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.checkpoints import served_name
 from gemma_serve.gemma.config import Device, DType, ModelConfig
@@ -115,6 +115,15 @@ class AppSettings(BaseModel):
     share_prefix_cache: bool = False
     """Let requests with different API keys share it. Off: by the time that an answer takes, one
     key's holder could find out what another's prompts begin with."""
+
+    speculation: Speculation = _ENGINE.speculation
+    """``prompt_lookup`` guesses that an answer goes on as its prompt or itself did after the same
+    three tokens, and computes several guesses in one step: edited code and quoted text come several
+    times as fast. Texts stay what they were. How often guesses hit and what they cost is measured
+    all the time, and where they do not pay none are made. ``off`` also keeps rounding the same
+    from run to run on a server with one user."""
+    num_speculative_tokens: PositiveInt = _ENGINE.num_speculative_tokens
+    """Guesses per answer and step, at most. More pay where whole pages are copied."""
 
     tools: ToolPolicy | None = None
     """What happens to ``tools`` that the model may call or not: ``prompt`` tells it of them,
@@ -223,6 +232,8 @@ class AppSettings(BaseModel):
             if self.vision_cache_memory is None
             else int(self.vision_cache_memory),
             enable_prefix_cache=self.enable_prefix_cache,
+            speculation=self.speculation,
+            num_speculative_tokens=self.num_speculative_tokens,
         )
 
     def to_api_config(self, api_keys: tuple[str, ...]) -> ApiConfig:

@@ -66,6 +66,9 @@ class SamplingParams:
     """The only ids that may be chosen; ``None``: all."""
     banned_token_sequences: tuple[tuple[int, ...], ...] = ()
     """Ids that must not follow each other like this."""
+    speculation: bool = True
+    """Whether tokens may be guessed and verified together, where the operator turned that on. Only
+    the time that it takes depends on it."""
     logprobs: int | None = None
     """Report each token's log-probability and those of so many most probable tokens, 0 to 20;
     ``None``: report none. They are the model's own: before temperature, penalties, biases, limits

@@ -1,8 +1,11 @@
 """The engine's limits."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gemma_serve.errors import ConfigurationError
+
+Speculation = Literal["off", "prompt_lookup"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +30,37 @@ class EngineConfig:
     enable_prefix_cache: bool = True
     """Whether prompts that begin alike share keys and values, also one after the other."""
 
+    speculation: Speculation = "off"
+    """Whether tokens are guessed, and from what."""
+    num_speculative_tokens: int = 8
+    """Guesses per sequence and step, at most."""
+
+    @property
+    def max_sampled_rows(self) -> int:
+        """Tokens sampled in one step. Guesses take places that sequences leave free, but a server
+        for one user has room for them too."""
+        if self.speculation == "off":
+            return self.max_num_seqs
+        return max(self.max_num_seqs, 1 + self.num_speculative_tokens)
+
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "prefill_chunk_size", "block_size"):
+        for name in (
+            "max_num_seqs",
+            "prefill_chunk_size",
+            "block_size",
+            "num_speculative_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("max_queued_requests", "vision_cache_memory_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.speculation != "off" and self.num_speculative_tokens >= self.prefill_chunk_size:
+            # A sequence's blocks are counted for chunks, one token and its guesses among them.
+            raise ConfigurationError(
+                f"num_speculative_tokens is {self.num_speculative_tokens}, which must be less than "
+                f"prefill_chunk_size, {self.prefill_chunk_size}"
+            )
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigurationError(
                 f"max_model_len must hold a prompt and an answer: at least 2, "

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,12 @@ class TokenConstraint(Protocol):
 
     def accept(self, token_id: int) -> None:
         """The sequence goes on with ``token_id``. Takes microseconds."""
+
+    def num_acceptable(self, token_ids: Sequence[int]) -> int:
+        """How many of ``token_ids`` could be accepted one after another. Changes nothing."""
+
+    def fork(self) -> Self:
+        """A copy that goes its own way. Takes microseconds."""
 
     @property
     def is_over(self) -> bool:

@@ -1,10 +1,13 @@
 """The step: schedule, run, take the tokens in, hand out text."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
-from itertools import count
+from functools import reduce
+from itertools import count, islice, zip_longest
+from operator import add
+from time import perf_counter
 from typing import Final
 
 from gemma_serve.engine.block_chain import BlockChain, ImageContent
@@ -12,10 +15,12 @@ from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.model_runner import ModelRunner, SampledToken
+from gemma_serve.engine.prompt_lookup import PromptLookup
 from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.sampling_state import SamplingState
-from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
+from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence, Scheduler
 from gemma_serve.engine.sequence import PromptInputs, Sequence
+from gemma_serve.engine.speculation import Speculation
 from gemma_serve.engine.stats import EngineStats
 from gemma_serve.errors import GemmaServeError, GenerationError
 from gemma_serve.generation import (
@@ -92,13 +97,18 @@ class Engine:
         vocabulary: Vocabulary,
         max_model_len: int,
         enable_prefix_cache: bool = True,
+        speculation: Speculation | None = None,
     ) -> None:
+        """``speculation``: the scheduler's."""
         self._runner = runner
         self._scheduler = scheduler
         self._block_manager = block_manager
         self._vocabulary = vocabulary
         self._max_model_len = max_model_len
         self._enable_prefix_cache = enable_prefix_cache
+        self._speculation = speculation
+        self._num_drafted_tokens = 0
+        self._num_accepted_tokens = 0
         self._unfinished: dict[int, list[Sequence]] = {}
         self._arrivals = count()
         self._num_failed_steps_in_a_row = 0
@@ -119,6 +129,8 @@ class Engine:
             num_free_blocks=self._block_manager.num_free_blocks,
             num_blocks=self._block_manager.num_blocks,
             num_failed_steps_in_a_row=self._num_failed_steps_in_a_row,
+            num_drafted_tokens=self._num_drafted_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
         )
 
     def add(self, request: EngineRequest) -> list[StepOutput]:
@@ -150,9 +162,7 @@ class Engine:
         if batch is None:
             return []
         try:
-            sampled_tokens = self._runner.run(batch)
-            self._scheduler.mark_computed(batch)
-            outputs = self._take_in(batch, sampled_tokens)
+            outputs = self._take_in(batch, self._run(batch))
         except MemoryError as error:
             return self._shed_newest(batch, error)
         except Exception:
@@ -162,6 +172,17 @@ class Engine:
             return self._fail({s.sequence.request_key for s in batch.scheduled})
         self._num_failed_steps_in_a_row = 0
         return outputs
+
+    def _run(self, batch: ScheduledBatch) -> list[SampledToken]:
+        started_at = perf_counter()
+        sampled_tokens = self._runner.run(batch)
+        if self._speculation is not None and all(s.decodes for s in batch.scheduled):
+            self._speculation.observe(
+                num_decoding=len(batch.scheduled),
+                num_drafts=batch.num_drafts,
+                duration_s=perf_counter() - started_at,
+            )
+        return sampled_tokens
 
     def _new_chain(self, request: EngineRequest) -> BlockChain | None:
         """Names the prompt's blocks: a microsecond each, once for all sequences."""
@@ -186,6 +207,7 @@ class Engine:
         own_stops = () if sampling.ignore_eos else vocabulary.stop_strings
         own_stop_ids = frozenset() if sampling.ignore_eos else vocabulary.eos_token_ids
         stop_token_ids = own_stop_ids.union(sampling.stop_token_ids)
+        token_ids = list(prompt.token_ids)
         return Sequence(
             request_key=request.key,
             index=index,
@@ -210,13 +232,16 @@ class Engine:
             max_total_tokens=min(num_prompt_tokens + max_tokens, self._max_model_len),
             block_table=self._block_manager.new_table(chain and chain.copy()),
             arrival=next(self._arrivals),
-            token_ids=list(prompt.token_ids),
+            token_ids=token_ids,
             user=request.user,
             priority=request.priority,
             prompt_scores=PromptScores(
                 num_prompt_tokens=num_prompt_tokens, num_top=sampling.prompt_logprobs
             )
             if sampling.prompt_logprobs is not None and index == 0
+            else None,
+            prompt_lookup=PromptLookup(token_ids, num_prompt_tokens=num_prompt_tokens)
+            if self._speculation is not None and sampling.speculation
             else None,
         )
 
@@ -225,20 +250,41 @@ class Engine:
     ) -> list[StepOutput]:
         deltas: dict[int, list[GenerationDelta]] = {}
         stuck: set[int] = set()
-        for scheduled, sampled in zip(batch.sampling, sampled_tokens, strict=True):
-            sequence = scheduled.sequence
-            delta = self._delta(sequence, sampled)
-            if delta is None:
-                stuck.add(sequence.request_key)
-                continue
-            deltas.setdefault(sequence.request_key, []).append(delta)
-            if delta.finish_reason is not None:
-                self._finish(sequence)
+        finished: list[Sequence] = []
+        samples = iter(sampled_tokens)
+        for scheduled in batch.sampling:
+            key = scheduled.sequence.request_key
+            brought = [*self._deltas(scheduled, islice(samples, scheduled.num_sampled))]
+            if brought[-1] is None:
+                stuck.add(key)
+            if of_sequence := [delta for delta in brought if delta is not None]:
+                deltas.setdefault(key, []).append(reduce(add, of_sequence))
+                if of_sequence[-1].finish_reason is not None:
+                    finished.append(scheduled.sequence)
+        assert next(samples, None) is None
+        self._scheduler.mark_computed(batch)
+        for sequence in finished:
+            self._finish(sequence)
         outputs = [StepOutput(key, tuple(of_request)) for key, of_request in deltas.items()]
         return outputs + self._fail(stuck, _NO_TOKEN_POSSIBLE)
 
+    def _deltas(
+        self, scheduled: ScheduledSequence, sampled: Iterator[SampledToken]
+    ) -> Iterator[GenerationDelta | None]:
+        """What a step brought for one sequence: tokens up to its end, or to the first that is not
+        what was drafted. Those sampled after that one followed something else.
+        """
+        of_sequence = tuple(sampled)
+        self._num_drafted_tokens += len(scheduled.drafts)
+        for token, draft in zip_longest(of_sequence, scheduled.drafts):
+            delta = self._delta(scheduled.sequence, token)
+            yield delta
+            if delta is None or delta.finish_reason is not None or token.token_id != draft:
+                return
+            self._num_accepted_tokens += 1
+
     def _delta(self, sequence: Sequence, sampled: SampledToken) -> GenerationDelta | None:
-        """What a step brought for one sequence; ``None``: no token was possible."""
+        """The next token of a sequence, taken in; ``None``: none was possible."""
         is_first = len(sequence.token_ids) == len(sequence.prompt.token_ids)
         if len(sequence.token_ids) >= sequence.max_total_tokens:  # only the prompt was asked for
             delta = GenerationDelta(sequence.index, "", (), FinishReason.LENGTH)

@@ -21,7 +21,8 @@ class ModelRunner(Protocol):
     """Computes steps. Used by the engine thread alone."""
 
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
-        """Compute the batch's tokens into the cache; one sampled token per ``batch.sampling``.
+        """Compute the batch's tokens into the cache; one sampled token per
+        ``batch.sampling_states``.
 
         A ``MemoryError`` fails the batch's newest request; the others are computed again, so it
         must leave nothing behind but keys and values in their slots. Any other exception fails the

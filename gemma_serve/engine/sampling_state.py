@@ -3,9 +3,11 @@
 import math
 import secrets
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Self
 
 from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.restrictions import Restrictions
@@ -39,6 +41,15 @@ class LogitAdjustments:
         position = self._position(token_id)
         self.is_in_text[position] = 1
         self.counts[position] += 1
+
+    def copy(self) -> "LogitAdjustments":
+        return LogitAdjustments(
+            self.token_ids[:],
+            self.is_in_text[:],
+            self.counts[:],
+            self.biases[:],
+            {**self._positions},
+        )
 
     def _position(self, token_id: int) -> int:
         position = self._positions.setdefault(token_id, len(self.token_ids))
@@ -98,6 +109,24 @@ class SamplingState:
             self.restrictions.append(token_id)
         if self.adjustments is not None and self._has_penalties:
             self.adjustments.add_completion_token(token_id)
+
+    def ahead(self, token_ids: Iterable[int]) -> list[Self]:
+        """This state, and what it would be after each of ``token_ids``: to be read only."""
+        states = [self]
+        for token_id in token_ids:
+            state = states[-1]._fork()
+            state.append(token_id)
+            states.append(state)
+        return states
+
+    def _fork(self) -> Self:
+        twin = copy(self)
+        twin.restrictions = copy(self.restrictions)
+        if self.constraint is not None:
+            twin.constraint = self.constraint.fork()
+        if self.adjustments is not None and self._has_penalties:
+            twin.adjustments = self.adjustments.copy()
+        return twin
 
     @property
     def is_over(self) -> bool:

@@ -2,28 +2,42 @@
 
 from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.prefix_cache import CachedPrefix
+from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.sequence import ImageSpan, Sequence, turn_of
+from gemma_serve.engine.speculation import Speculation
 from gemma_serve.engine.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """The tokens ``[start, end)`` of one sequence."""
+    """The tokens ``[start, end)`` of one sequence, the last of which may be drafts."""
 
     sequence: Sequence
     start: int
     end: int
     samples: bool
     """Whether the step yields the next token: it computes the last one known."""
+    drafts: tuple[int, ...] = ()
+    """Guesses for the tokens after the last one known. The step also samples what follows each."""
 
     @property
     def token_ids(self) -> list[int]:
-        return self.sequence.token_ids[self.start : self.end]
+        return [*self.sequence.token_ids[self.start : self.end], *self.drafts]
+
+    @property
+    def num_sampled(self) -> int:
+        """How many tokens the step samples: the next one, and one after each draft."""
+        return 1 + len(self.drafts) if self.samples else 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether but one token is computed that is known."""
+        return self.end - self.start - len(self.drafts) == 1
 
     @property
     def images(self) -> list[ImageSpan]:
@@ -44,6 +58,15 @@ class ScheduledBatch:
         """Those that get a token, in the order of the step's logits."""
         return [s for s in self.scheduled if s.samples]
 
+    @property
+    def sampling_states(self) -> list[SamplingState]:
+        """How each token is sampled: ``num_sampled`` for each of ``sampling``, in their order."""
+        return [state for s in self.sampling for state in s.sequence.sampling_state.ahead(s.drafts)]
+
+    @property
+    def num_drafts(self) -> int:
+        return sum(len(s.drafts) for s in self.scheduled)
+
 
 class Scheduler:
     """Continuous batching: decode first, then chunks of prompts, in the order of their turns.
@@ -56,11 +79,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, *, block_manager: BlockManager, max_num_seqs: int, prefill_chunk_size: int
+        self,
+        *,
+        block_manager: BlockManager,
+        max_num_seqs: int,
+        prefill_chunk_size: int,
+        speculation: Speculation | None = None,
     ) -> None:
+        """``speculation``: where drafts come from, if there are to be any."""
         self._block_manager = block_manager
         self._max_num_seqs = max_num_seqs
         self._prefill_chunk_size = prefill_chunk_size
+        self._speculation = speculation
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # by turn
         self._turns = count()
@@ -92,15 +122,22 @@ class Scheduler:
         self._schedule_decodes(scheduled)
         num_prefill_tokens = self._schedule_prefills(scheduled)
         self._admit(scheduled, token_budget=self._prefill_chunk_size - num_prefill_tokens)
+        if self._speculation is not None:
+            self._add_drafts(self._speculation, scheduled)
         return ScheduledBatch(tuple(scheduled.values())) if scheduled else None
 
     def mark_computed(self, batch: ScheduledBatch) -> None:
-        """Record that the step's keys and values are in the cache."""
+        """Record that the step's keys and values are in the cache.
+
+        Sequences with drafts must have got their tokens by now. Whatever was computed for drafts
+        that are none of them is left behind, to be written over.
+        """
         for scheduled in batch.scheduled:
             sequence = scheduled.sequence
-            sequence.num_computed_tokens = scheduled.end
+            num_computed = len(sequence.token_ids) - 1 if scheduled.drafts else scheduled.end
+            sequence.num_computed_tokens = num_computed
             self._block_manager.mark_computed(
-                sequence.block_table, sequence.token_ids, scheduled.end
+                sequence.block_table, sequence.token_ids, num_computed
             )
 
     def _schedule_decodes(self, scheduled: dict[int, ScheduledSequence]) -> None:
@@ -140,6 +177,29 @@ class Scheduler:
             self._start(sequence, prefix)
             token_budget -= self._schedule_chunk(sequence, end, scheduled)
             num_reserved += self._num_blocks_to_come(sequence)
+
+    def _add_drafts(
+        self, speculation: Speculation, scheduled: dict[int, ScheduledSequence]
+    ) -> None:
+        """Let sequences that decode guess, with rows and blocks that nobody else takes."""
+        decoding = [s for s in scheduled.values() if s.decodes and s.samples]
+        num_free_rows = speculation.max_rows - sum(s.samples for s in scheduled.values())
+        num_reserved: int | None = None
+        for entry in decoding:
+            drafts = speculation.drafts(
+                entry.sequence, num_decoding=len(decoding), num_free_rows=num_free_rows
+            )
+            if not drafts:
+                continue
+            if num_reserved is None:
+                num_reserved = sum(map(self._num_blocks_to_come, self._running))
+            end = entry.end + len(drafts)
+            num_missing = self._block_manager.num_missing(entry.sequence.block_table, end)
+            if num_missing + num_reserved > self._block_manager.num_free_blocks:
+                continue
+            self._block_manager.allocate(entry.sequence.block_table, end)
+            scheduled[entry.sequence.arrival] = replace(entry, end=end, drafts=tuple(drafts))
+            num_free_rows -= len(drafts)
 
     def _is_being_computed(self, sequence: Sequence, prefix: CachedPrefix) -> bool:
         """Whether a running prompt will compute what ``sequence`` needs after ``prefix``.

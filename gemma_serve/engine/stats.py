@@ -15,3 +15,7 @@ class EngineStats:
     num_blocks: int
     num_failed_steps_in_a_row: int
     """0 after each step that worked."""
+    num_drafted_tokens: int
+    """Since the start: guesses that were computed."""
+    num_accepted_tokens: int
+    """Those of them that became part of a text."""

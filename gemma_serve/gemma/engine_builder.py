@@ -7,6 +7,7 @@ from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, Vocabulary
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import Scheduler
+from gemma_serve.engine.speculation import Speculation
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
@@ -55,12 +56,14 @@ def build_engine(
     block_manager = BlockManager(
         num_blocks=num_blocks, block_size=config.block_size, windows=layout.windows
     )
+    speculation = _speculation(config, vocab_size)
     return Engine(
         runner=runner,
         scheduler=Scheduler(
             block_manager=block_manager,
             max_num_seqs=config.max_num_seqs,
             prefill_chunk_size=config.prefill_chunk_size,
+            speculation=speculation,
         ),
         block_manager=block_manager,
         vocabulary=Vocabulary(
@@ -71,6 +74,7 @@ def build_engine(
         ),
         max_model_len=longest,
         enable_prefix_cache=config.enable_prefix_cache,
+        speculation=speculation,
     )
 
 
@@ -84,6 +88,16 @@ def max_model_len(gemma: LoadedGemma, config: EngineConfig) -> int:
             f"{gemma.max_model_len} tokens."
         )
     return config.max_model_len
+
+
+def _speculation(config: EngineConfig, vocab_size: int) -> Speculation | None:
+    if config.speculation == "off":
+        return None
+    return Speculation(
+        max_drafts=config.num_speculative_tokens,
+        max_rows=config.max_sampled_rows,
+        vocab_size=vocab_size,
+    )
 
 
 def _cache_layout(gemma: LoadedGemma) -> CacheLayout:

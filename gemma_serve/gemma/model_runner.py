@@ -56,7 +56,7 @@ class GemmaModelRunner:
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         """As ``engine.model_runner.ModelRunner.run``."""
-        states = [s.sequence.sampling_state for s in batch.sampling]
+        states = batch.sampling_states
         masks = self._sampler.start_masks(states)
         hidden_states = self._forward(batch)
         score_prompts(batch, hidden_states, self._decoder)
@@ -64,7 +64,7 @@ class GemmaModelRunner:
             return []
         # A list as index would be copied to the device only after all of the step has run there.
         rows = torch.tensor(_sampling_rows(batch)).to(hidden_states.device, non_blocking=True)
-        logits = self._decoder.logits(hidden_states[rows])  # [num_sampling, vocab_size]
+        logits = self._decoder.logits(hidden_states[rows])  # [num_rows, vocab_size]
         return self._sampler.sample(logits, states, masks)
 
     @torch.inference_mode()
@@ -105,7 +105,11 @@ def _rows(batch: ScheduledBatch) -> Iterator[tuple[int, ScheduledSequence]]:
 
 
 def _sampling_rows(batch: ScheduledBatch) -> list[int]:
-    return [row + s.end - s.start - 1 for row, s in _rows(batch) if s.samples]
+    return [
+        sampling_row
+        for row, s in _rows(batch)
+        for sampling_row in range(row + s.end - s.start - s.num_sampled, row + s.end - s.start)
+    ]
 
 
 def _positions(batch: ScheduledBatch) -> Tensor:

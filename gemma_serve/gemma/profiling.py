@@ -48,7 +48,7 @@ def largest_steps(
     # Of different lengths, so that batches of them are padded and masked.
     decoding = [
         _scheduled(sequence(i, PromptInputs((0,) * max(1, longest - i))), num_tokens=1)
-        for i in range(1, config.max_num_seqs)
+        for i in range(1, config.max_sampled_rows)
     ]
     return [
         ScheduledBatch((*decoding, _scheduled(sequence(0, prompt), num_tokens=num_chunk_tokens)))

@@ -111,6 +111,10 @@ class TokenFields(BaseModel):
     skip_special_tokens: Bool | None = Field(
         default=None, description="`false` shows control tokens by their names."
     )
+    speculation: Bool | None = Field(
+        default=None,
+        description="`false`: no token is guessed, even if the operator turned that on.",
+    )
 
 
 class SamplingFields(TokenFields, RequesterFields):

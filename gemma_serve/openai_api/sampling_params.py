@@ -45,6 +45,7 @@ def sampling_params(
             default.include_stop_str_in_output,
         ),
         skip_special_tokens=given(fields.skip_special_tokens, default.skip_special_tokens),
+        speculation=given(fields.speculation, default.speculation),
         allowed_token_ids=_token_ids(fields.allowed_token_ids, "allowed_token_ids", description)
         or default.allowed_token_ids,
         prompt_logprobs=fields.prompt_logprobs,

@@ -1,5 +1,7 @@
 """One sequence's way through a grammar."""
 
+from collections.abc import Sequence
+
 from llguidance import LLMatcher
 
 
@@ -19,6 +21,14 @@ class GrammarConstraint:
     def accept(self, token_id: int) -> None:
         """As ``TokenConstraint.accept``."""
         self._matcher.consume_token(token_id)
+
+    def num_acceptable(self, token_ids: Sequence[int]) -> int:
+        """As ``TokenConstraint.num_acceptable``."""
+        return self._matcher.validate_tokens([*token_ids])
+
+    def fork(self) -> "GrammarConstraint":
+        """As ``TokenConstraint.fork``."""
+        return GrammarConstraint(self._matcher.deep_copy())
 
     @property
     def is_over(self) -> bool:

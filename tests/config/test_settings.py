@@ -124,3 +124,15 @@ def test_keys_can_be_required() -> None:
     with pytest.raises(ConfigurationError, match="require_api_keys is set, but there are no keys"):
         settings.to_api_config(())
     assert settings.to_api_config(("key",)).api_keys == ("key",)
+
+
+def test_speculation_reaches_the_engine_and_needs_a_larger_chunk() -> None:
+    settings = AppSettings(speculation="prompt_lookup", num_speculative_tokens=3, max_num_seqs=2)
+    config = settings.to_engine_config()
+    assert (config.speculation, config.num_speculative_tokens) == ("prompt_lookup", 3)
+    assert config.max_sampled_rows == 4
+    assert AppSettings(max_num_seqs=2).to_engine_config().max_sampled_rows == 2
+    with pytest.raises(ConfigurationError, match="must be less than prefill_chunk_size, 4"):
+        AppSettings(
+            speculation="prompt_lookup", num_speculative_tokens=4, prefill_chunk_size=4
+        ).to_engine_config()

@@ -7,11 +7,13 @@ from gemma_serve.engine.block_chain import BlockChain, ImageContent
 from gemma_serve.engine.block_manager import BlockManager, BlockTable
 from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.detokenizer import Detokenizer
+from gemma_serve.engine.draft_costs import DraftCosts
 from gemma_serve.engine.engine import Engine, EngineRequest, Vocabulary
 from gemma_serve.engine.model_runner import ModelRunner, SampledToken
 from gemma_serve.engine.sampling_state import SamplingState
-from gemma_serve.engine.scheduler import ScheduledBatch, Scheduler
+from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence, Scheduler
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
+from gemma_serve.engine.speculation import Speculation
 from gemma_serve.generation import SamplingParams
 
 EOS = 1
@@ -41,7 +43,18 @@ class ScriptedRunner:
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         self.batches.append(batch)
         self._before_step(batch)
-        return [SampledToken(self._next_token(s.sequence)) for s in batch.sampling]
+        return [SampledToken(i) for s in batch.sampling for i in self._next_tokens(s)]
+
+    def _next_tokens(self, scheduled: ScheduledSequence) -> list[int]:
+        """What follows the last known token, and each draft."""
+        token_ids = scheduled.sequence.token_ids
+        num_known = len(token_ids)
+        next_tokens = [self._next_token(scheduled.sequence)]
+        for draft in scheduled.drafts:
+            token_ids.append(draft)
+            next_tokens.append(self._next_token(scheduled.sequence))
+        del token_ids[num_known:]
+        return next_tokens
 
     def _next_token(self, sequence: Sequence) -> int:
         if not isinstance(self._script, str):
@@ -121,13 +134,33 @@ def make_sequence_of(
     )
 
 
+class FreeDrafts(DraftCosts):
+    """A device on which every guess is worth its try."""
+
+    def of(self, num_decoding: int) -> float:  # noqa: ARG002  # the same for any number
+        return 0.0
+
+
+def make_speculation(
+    *, max_drafts: int = 4, max_rows: int = 64, vocab_size: int = 256
+) -> Speculation:
+    return Speculation(
+        max_drafts=max_drafts, max_rows=max_rows, vocab_size=vocab_size, costs=FreeDrafts()
+    )
+
+
 def make_scheduler(
-    block_manager: BlockManager, *, max_num_seqs: int = 8, prefill_chunk_size: int = 16
+    block_manager: BlockManager,
+    *,
+    max_num_seqs: int = 8,
+    prefill_chunk_size: int = 16,
+    speculation: Speculation | None = None,
 ) -> Scheduler:
     return Scheduler(
         block_manager=block_manager,
         max_num_seqs=max_num_seqs,
         prefill_chunk_size=prefill_chunk_size,
+        speculation=speculation,
     )
 
 
@@ -140,12 +173,16 @@ def make_engine(
     max_model_len: int = 64,
     stop_strings: tuple[str, ...] = (),
     enable_prefix_cache: bool = True,
+    speculation: Speculation | None = None,
 ) -> Engine:
     block_manager = block_manager or make_block_manager()
     return Engine(
         runner=runner,
         scheduler=make_scheduler(
-            block_manager, max_num_seqs=max_num_seqs, prefill_chunk_size=prefill_chunk_size
+            block_manager,
+            max_num_seqs=max_num_seqs,
+            prefill_chunk_size=prefill_chunk_size,
+            speculation=speculation,
         ),
         block_manager=block_manager,
         vocabulary=Vocabulary(
@@ -153,6 +190,7 @@ def make_engine(
         ),
         max_model_len=max_model_len,
         enable_prefix_cache=enable_prefix_cache,
+        speculation=speculation,
     )
 
 

@@ -1,6 +1,9 @@
 """Constraints in sampler and engine, with a grammar small enough to see through."""
 
 import threading
+from collections.abc import Sequence
+from copy import copy
+from typing import Self
 
 import pytest
 import torch
@@ -39,6 +42,20 @@ class OneOf:
     def accept(self, token_id: int) -> None:
         self._left = [word[1:] for word in self._left if word and word[0] == token_id]
 
+    def num_acceptable(self, token_ids: Sequence[int]) -> int:
+        ahead = self.fork()
+        for index, token_id in enumerate(token_ids):
+            mask = OneOf.allowed_tokens(ahead)
+            if mask is None or not mask[token_id // 8] >> token_id % 8 & 1:
+                return index
+            ahead.accept(token_id)
+        return len(token_ids)
+
+    def fork(self) -> Self:
+        twin = copy(self)
+        twin._left = self._left.copy()
+        return twin
+
     @property
     def is_over(self) -> bool:
         return self._left == [()]
@@ -69,7 +86,7 @@ class RandomRunner:
         self._generator = torch.Generator().manual_seed(0)
 
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
-        states = [s.sequence.sampling_state for s in batch.sampling]
+        states = batch.sampling_states
         if not states:
             return []
         logits = torch.randn(len(states), 256, generator=self._generator)

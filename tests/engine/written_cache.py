@@ -28,7 +28,7 @@ class WrittenCache:
         for group in range(len(self._windows)):
             for position in range(scheduled.start, scheduled.end):
                 block = self._slots[self._block(scheduled.sequence, group, position)]
-                block[position % self._block_size] = content(scheduled.sequence, position)
+                block[position % self._block_size] = content(scheduled, position)
 
     def _check(self, scheduled: ScheduledSequence) -> None:
         sequence = scheduled.sequence
@@ -36,7 +36,7 @@ class WrittenCache:
             first = 0 if window is None else max(0, scheduled.start - window + 1)
             for position in range(first, scheduled.end):
                 block = self._slots[self._block(sequence, group, position)]
-                assert block.get(position % self._block_size) == content(sequence, position)
+                assert block.get(position % self._block_size) == content(scheduled, position)
 
     def _block(self, sequence: Sequence, group: int, position: int) -> int:
         entry = position // self._block_size
@@ -44,6 +44,10 @@ class WrittenCache:
         return sequence.block_table.groups[group][entry]
 
 
-def content(sequence: Sequence, position: int) -> Content:
+def content(scheduled: ScheduledSequence, position: int) -> Content:
+    sequence = scheduled.sequence
     views = [i.view for i in sequence.prompt.images if i.start <= position < i.end]
+    num_known = len(sequence.token_ids)
+    if position >= num_known:
+        return position, scheduled.drafts[position - num_known], b""
     return position, sequence.token_ids[position], views[0] if views else b""

@@ -108,7 +108,8 @@ def test_checkpoints_defaults_are_those_of_sampling_params() -> None:
         name.strip("`") for name, _, absent, _ in rows("Sampling fields") if "check" in absent
     }
     sampling = set(SamplingParams.__dataclass_fields__).intersection(SamplingFields.model_fields)
-    assert documented == sampling - {"seed", "prompt_logprobs"} | {"repeat_penalty", "no_stop_trim"}
+    ours = {"seed", "prompt_logprobs", "speculation"}
+    assert documented == sampling - ours | {"repeat_penalty", "no_stop_trim"}
 
 
 def test_table_has_every_field_that_constrains_the_answer() -> None:

@@ -48,6 +48,7 @@ async def test_null_means_absent() -> None:
     fields += ["logit_bias", "stop_token_ids", "ignore_eos", "tools", "tool_choice", "logprobs"]
     fields += ["min_tokens", "bad_words", "allowed_token_ids", "chat_template_kwargs"]
     fields += ["skip_special_tokens", "truncate_prompt_tokens", "return_token_ids"]
+    fields += ["speculation"]
     fields += ["continue_final_message", "add_generation_prompt"]
     assert await sampling(**dict.fromkeys(fields)) == TEXT_MODEL.default_sampling
 
@@ -70,6 +71,7 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         min_tokens=2,
         include_stop_str_in_output=True,
         skip_special_tokens=False,
+        speculation=False,
         allowed_token_ids=[5, 6],
     ) == SamplingParams(
         max_tokens=3,
@@ -88,6 +90,7 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         min_tokens=2,
         include_stop_str_in_output=True,
         skip_special_tokens=False,
+        speculation=False,
         allowed_token_ids=(5, 6),
     )
 

@@ -137,6 +137,19 @@ def test_copies_go_their_own_ways(compiler: ConstraintCompiler) -> None:
     assert (allowed(first), ord("a") in allowed(second)) == ({ord("d")}, True)
 
 
+def test_guesses_are_checked_without_a_step_and_forks_go_on_alone(
+    compiler: ConstraintCompiler,
+) -> None:
+    constraint = start(compiler, "choice", ["yes yes", "yes no"])
+    assert constraint.num_acceptable(list(b"yes you")) == 5
+    assert constraint.num_acceptable(list(b"yes no")) == 6
+    fork = constraint.fork()
+    for token_id in b"yes n":
+        fork.accept(token_id)
+    assert allowed(fork) == {ord("o")}
+    assert allowed(constraint) == {ord("y")}
+
+
 def test_a_token_that_does_not_fit_leaves_nothing_to_come(compiler: ConstraintCompiler) -> None:
     constraint = start(compiler, "choice", ["ab"])
     constraint.accept(ord("x"))
