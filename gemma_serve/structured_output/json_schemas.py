@@ -104,7 +104,22 @@ def _leave_out_the_neutral(schema: Schema) -> None:
             for keyword, neutral in _NEUTRAL.items():
                 if part.get(keyword) is neutral:
                     del part[keyword]
+            _leave_out_implied_sizes(part)
             pending.extend(sub for _, sub in _parts(part))
+
+
+def _leave_out_implied_sizes(schema: Schema) -> None:
+    """The compiler refuses bounds on an object's size beside optional keys, also those that every
+    object meets: with fewer keys than are required, or more than there can be."""
+    required, listed = schema.get("required"), schema.get("properties", {})
+    least, most = schema.get("minProperties"), schema.get("maxProperties")
+    if isinstance(least, int) and isinstance(required, list):
+        num_required = len({name for name in required if isinstance(name, str)})
+        if least <= num_required:
+            del schema["minProperties"]
+    is_closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
+    if isinstance(most, int) and isinstance(listed, dict) and is_closed and most >= len(listed):
+        del schema["maxProperties"]
 
 
 def _parts(schema: Mapping[str, object]) -> Iterator[tuple[str, object]]:

@@ -59,6 +59,17 @@ PERSON = {
 }
 
 
+SIZED = {
+    "type": "object",
+    "properties": {"a": {"type": "null"}, "b": {"type": "null"}},
+    "required": ["a"],
+    "additionalProperties": False,
+    "minProperties": 1,
+    "maxProperties": 2,
+}
+"""Every object that fits has one or two keys, whether it is said or not."""
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "text", "fits"),
     [
@@ -75,6 +86,11 @@ PERSON = {
         ("json_schema", {"type": "string", "format": "date"}, '"2026-11-23"', True),
         ("json_schema", {"type": "string", "format": "date"}, '"tomorrow"', False),
         ("json_schema", {"const": "é\U0001f389"}, '"é\U0001f389"', True),
+        ("json_schema", SIZED, '{"a": null}', True),
+        ("json_schema", SIZED, '{"a": null, "b": null}', True),
+        ("json_schema", SIZED, "{}", False),
+        ("json_schema", {"anyOf": [SIZED]}, '{"a": null}', True),
+        ("json_schema", {**SIZED, "minProperties": 2}, '{"a": null}', False),
         ("json_object", "", '{"a": [1, {"b": null}]}', True),
         ("json_object", "", "[1]", False),
         ("json_object", "", "```json\n{}", False),
@@ -145,6 +161,7 @@ ITEM = {"type": "object", "properties": {"ok": {"type": "string"}, "set": {"uniq
         ),
         ("json_schema", {"properties": {"a": 5}}, "properties.a", "object"),
         ("json_schema", {"properties": {"a": {"pattern": "("}}}, "properties.a", "unclosed"),
+        ("json_schema", {"items": {**SIZED, "maxProperties": 1}}, "items", "maxProperties"),
         ("json_schema", {"$ref": "https://example.org/x"}, None, "example.org"),
         ("json_schema", {"$ref": "#"}, None, "enforced"),
         ("json_schema", {"not": {}}, None, "not"),
