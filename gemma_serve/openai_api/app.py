@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, PlainTextResponse
 
 from gemma_serve import __version__
-from gemma_serve.errors import GemmaServeError, UnavailableError
+from gemma_serve.errors import GemmaServeError, NotFoundError, UnavailableError
 from gemma_serve.generation import GenerationClient
 from gemma_serve.images.loader import ImageLoader
 from gemma_serve.openai_api.chat_admission import ChatAdmission
@@ -105,6 +105,7 @@ def build_app(
     _add_completion_routes(app, Completions(client, config))
     store = ResponseStore(config.response_store_bytes)
     _add_response_routes(app, Responses(admission, store))
+    _add_missing_response_routes(app)
     _add_model_routes(app, client, config)
     _add_tokenization_routes(app, Tokenization(client, config, admission))
     _add_status_routes(app, client)
@@ -199,6 +200,15 @@ def _add_response_routes(app: FastAPI, responses: Responses) -> None:
     @app.delete("/v1/responses/{response_id}", responses=_ERRORS)
     async def delete_response(response_id: str) -> DeletedResponse:
         return responses.delete(response_id)
+
+
+def _add_missing_response_routes(app: FastAPI) -> None:
+    """OpenAI's that are not here, ``compact`` and ``input_tokens``, would be a 405 as a stored
+    response has the same path; clients know by a 404 that a server does without."""
+
+    @app.post("/v1/responses/{name}", include_in_schema=False)
+    async def answer_not_found(name: str) -> Response:
+        raise NotFoundError(f"Unknown URL (POST /v1/responses/{name[:64]})")
 
 
 def _add_model_routes(app: FastAPI, client: GenerationClient, config: ApiConfig) -> None:

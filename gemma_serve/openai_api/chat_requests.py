@@ -91,10 +91,14 @@ async def build_generation_request(
 def _output_constraint(
     body: ChatCompletionRequest, tool_use: ToolUse | None
 ) -> OutputConstraint | None:
-    """What the answer must look like, be it by its format or as a call that must be made."""
+    """What the answer must look like, be it by its format or as a call that must be made.
+
+    OpenAI's own format is one of the text, of which there is none beside such a call; instructor
+    sends both.
+    """
     field = constraining_field(body)
     of_calls = None if tool_use is None else tool_use.constraint
-    if field is None:
+    if field is None or (of_calls is not None and field.path.startswith("response_format")):
         return of_calls
     if of_calls is not None:
         raise InvalidRequestError(

@@ -1,15 +1,14 @@
 """From a client's JSON Schema to a grammar, and from a grammar's error to a place in the schema."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Final
 
 from llguidance import LLMatcher
 
 from gemma_serve.errors import OutputConstraintError
-
-Schema = dict[str, object]
+from gemma_serve.structured_output.unions import Schema, open_told_apart
 
 _MAX_DEPTH: Final = 100
 """Of nested JSON. The compiler is recursive and ends at 128."""
@@ -21,8 +20,14 @@ _ENFORCED_FORMATS: Final = frozenset(
 )
 """Of ``format``; JSON Schema lets other values be annotations only."""
 
-_NEUTRAL: Final = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
-"""Keywords that are not enforced, with the value that asks for nothing."""
+_NEUTRAL: Final[Mapping[str, Sequence[object]]] = {
+    "uniqueItems": (False,),
+    "unevaluatedItems": (True, {}),
+    "unevaluatedProperties": (True, {}),
+    "propertyNames": (True, {}, {"type": "string"}),
+}
+"""Keywords that are not enforced, with the values that ask for nothing. zod writes that a record's
+names are strings."""
 
 _WHITESPACE: Final = r" |\n {0,32}"
 """Matched at most once wherever JSON allows whitespace. Without a bound, a small model may never
@@ -35,7 +40,7 @@ _SINGLE_IN_PLACE = ("not", "if", "then", "else", "unevaluatedItems", "unevaluate
 
 
 def parse_schema(text: str) -> Schema:
-    """Read a schema and leave out what constrains nothing.
+    """Read a schema, leave out what constrains nothing, and open unions that are told apart.
 
     Raises ``OutputConstraintError``.
     """
@@ -49,7 +54,7 @@ def parse_schema(text: str) -> Schema:
         return {}
     if not isinstance(schema, dict):
         raise OutputConstraintError("The schema must be a JSON object")
-    _leave_out_the_neutral(schema)
+    _simplify(schema)
     return schema
 
 
@@ -102,7 +107,7 @@ def _children(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _leave_out_the_neutral(schema: Schema) -> None:
+def _simplify(schema: Schema) -> None:
     pending: list[object] = [schema]
     while pending:
         part = pending.pop()
@@ -111,9 +116,10 @@ def _leave_out_the_neutral(schema: Schema) -> None:
             if isinstance(name, str) and name not in _ENFORCED_FORMATS:
                 del part["format"]
             for keyword, neutral in _NEUTRAL.items():
-                if part.get(keyword) is neutral:
+                if keyword in part and part[keyword] in neutral:
                     del part[keyword]
             _leave_out_implied_sizes(part)
+            open_told_apart(part, schema)
             pending.extend(sub for _, sub in _parts(part))
 
 

@@ -127,29 +127,28 @@ async def test_allowed_tools_may_be_required() -> None:
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED, allowed("required", TIME)])
+async def test_call_that_must_be_made_takes_no_other_format(choice: object) -> None:
+    client = FakeGenerationClient(*answer())
+    response = await post_chat(make_app(client), tools=TOOLS, tool_choice=choice, guided_regex="a+")
+    assert (response.status_code, error_of(response)["param"]) == (400, "guided_regex")
+    assert client.requests == []
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED, allowed("required", TIME)])
 @pytest.mark.parametrize(
-    ("fields", "param"),
+    "wanted",
     [
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        (
-            {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "x", "schema": {}},
-                }
-            },
-            "response_format",
-        ),
-        ({"guided_regex": "a+"}, "guided_regex"),
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "null"}}},
     ],
 )
-async def test_call_that_must_be_made_takes_no_other_format(
-    choice: object, fields: dict[str, object], param: str
+async def test_format_of_the_text_says_nothing_of_a_call_that_must_be_made(
+    choice: object, wanted: object
 ) -> None:
-    client = FakeGenerationClient(*answer())
-    response = await post_chat(make_app(client), tools=TOOLS, tool_choice=choice, **fields)
-    assert (response.status_code, error_of(response)["param"]) == (400, param)
-    assert client.requests == []
+    """instructor's mode RESPONSES_TOOLS sends both."""
+    plain = await requested(tool_choice=choice)
+    formatted = await requested(tool_choice=choice, response_format=wanted)
+    assert formatted.output_constraint == plain.output_constraint
 
 
 async def test_format_of_an_answer_that_may_be_a_call_is_obeyed() -> None:

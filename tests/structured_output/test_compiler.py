@@ -59,6 +59,20 @@ PERSON = {
 }
 
 
+RECORD = {
+    "type": "object",
+    "propertyNames": {"type": "string"},
+    "additionalProperties": {"type": "integer"},
+    "unevaluatedProperties": {},
+}
+"""As zod writes a record of integers."""
+PETS = {
+    "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+    "$defs": {
+        name: {"type": "object", "properties": {"kind": {"const": name}}} for name in ("Cat", "Dog")
+    },
+}
+"""As pydantic writes a union with a discriminator."""
 SIZED = {
     "type": "object",
     "properties": {"a": {"type": "null"}, "b": {"type": "null"}},
@@ -86,6 +100,10 @@ SIZED = {
         ("json_schema", {"type": "string", "format": "date"}, '"2026-11-23"', True),
         ("json_schema", {"type": "string", "format": "date"}, '"tomorrow"', False),
         ("json_schema", {"const": "é\U0001f389"}, '"é\U0001f389"', True),
+        ("json_schema", RECORD, '{"a": 1}', True),
+        ("json_schema", RECORD, '{"a": "x"}', False),
+        ("json_schema", PETS, '{"kind": "Dog"}', True),
+        ("json_schema", PETS, "{}", False),
         ("json_schema", SIZED, '{"a": null}', True),
         ("json_schema", SIZED, '{"a": null, "b": null}', True),
         ("json_schema", SIZED, "{}", False),
@@ -175,6 +193,12 @@ ITEM = {"type": "object", "properties": {"ok": {"type": "string"}, "set": {"uniq
         ("json_schema", {"properties": {"a": 5}}, "properties.a", "object"),
         ("json_schema", {"properties": {"a": {"pattern": "("}}}, "properties.a", "unclosed"),
         ("json_schema", {"items": {**SIZED, "maxProperties": 1}}, "items", "maxProperties"),
+        (
+            "json_schema",
+            {"items": {"propertyNames": {"pattern": "^a"}}},
+            "items",
+            "propertyNames",
+        ),
         ("json_schema", {"$ref": "https://example.org/x"}, None, "example.org"),
         ("json_schema", {"$ref": "#"}, None, "enforced"),
         ("json_schema", {"not": {}}, None, "not"),
