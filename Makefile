@@ -1,7 +1,6 @@
 # Every target does all of its own set-up; the second time there is nothing left to do.
 #
 #   make serve CONFIG=config/demo-vision.yaml
-#   make serve FAST=1    # HAProxy and gRPC inside Serve; docs/decisions/ray-serve.md says what it costs
 #   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu   # no GPU: gigabytes less to download
 
 .DEFAULT_GOAL := help
@@ -9,7 +8,6 @@
 .PHONY: help serve test fidelity check bench
 
 CONFIG ?= serve_config.yaml
-FAST ?=
 ARGS ?=
 TORCH_INDEX ?=
 
@@ -17,10 +15,6 @@ TORCH_INDEX ?=
 PYTHON ?= $(shell for python in python3.12 python3.13 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$python && break; done)
-# Messages between replicas may hold images; the shorter drain lets Ctrl-C stop within seconds.
-FAST_MODE := RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 \
-	RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=536870912 \
-	RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -34,7 +28,7 @@ help:
 
 serve: $(INSTALLED)
 	@echo "==> Serving $(CONFIG). Ctrl-C stops it."
-	@exec $(if $(FAST),env $(FAST_MODE)) $(BIN)/python -m deployments.launch $(CONFIG) $(ARGS)
+	@exec $(BIN)/python -m deployments.launch $(CONFIG) $(ARGS)
 
 test: $(INSTALLED)
 	@echo "==> Running the tests"

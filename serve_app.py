@@ -10,6 +10,7 @@ from ray.serve import Application
 
 from config.settings import AppSettings, parse_api_keys
 from deployments.gemma import GemmaDeployment
+from deployments.http_server import OpenAIServer
 from deployments.ingress import OpenAIIngress
 from deployments.resources import ReplicaResources, cluster_nodes
 from gemma_serve.engine.config import EngineConfig
@@ -40,9 +41,11 @@ def build_app(settings: AppSettings) -> Application:
     gemma = deploy_gemma(GemmaDeployment).bind(
         settings.to_model_config(resources.device), engine, resources.num_threads
     )
-    return deploy_ingress(OpenAIIngress).bind(
-        gemma, settings.to_api_config(parse_api_keys(os.environ)), settings.admission_timeout_s
-    )
+    api = settings.to_api_config(parse_api_keys(os.environ))
+    timeout_s = settings.admission_timeout_s
+    if settings.port is None:
+        return deploy_ingress(OpenAIIngress).bind(gemma, api, timeout_s)
+    return deploy_ingress(OpenAIServer).bind(gemma, api, timeout_s, settings.host, settings.port)
 
 
 def _max_ongoing_requests(engine: EngineConfig) -> int:

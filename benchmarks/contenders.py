@@ -82,6 +82,8 @@ def _command_of_ours(start: Start) -> list[str]:
         "model": str(checkpoint(start.kind)),
         "served_model_name": MODEL_NAME,
         "max_model_len": MAX_MODEL_LEN,
+        "host": "127.0.0.1",
+        "port": start.port,
     }
     application = {
         "name": "gemma",
@@ -90,7 +92,7 @@ def _command_of_ours(start: Start) -> list[str]:
         "args": settings,
     }
     deployment = {
-        "http_options": {"host": "127.0.0.1", "port": start.port},
+        "proxy_location": "Disabled",
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": [application],
     }

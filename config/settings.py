@@ -76,6 +76,13 @@ class AppSettings(BaseModel):
     """Threads that torch computes with on the CPU. ``auto`` shares a node's cores equally among the
     replicas; Ray's own default, ``cpus_per_replica`` rounded down, would leave cores idle."""
 
+    host: NonEmptyStr = "127.0.0.1"
+    """Address that the HTTP front ends listen at, if they have a ``port``. ``0.0.0.0`` lets other
+    machines in: set API keys first."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of the HTTP front ends, each on its own machine; those on one machine share it. Without
+    one they stand behind Serve's proxies (``http_options``), which adds to the first token what
+    ``docs/decisions/ray-serve.md`` says."""
     num_ingress_replicas: PositiveInt = 1
     """HTTP front ends, each a process that uses one core at most. Add one when that core is busy
     while the model is not."""

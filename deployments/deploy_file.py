@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
+from ray.serve.config import ProxyLocation
 from ray.serve.schema import ServeDeploySchema
 
 from config.settings import AppSettings
@@ -22,6 +23,22 @@ class DeployFile:
     settings: Mapping[str, AppSettings]
     """By application name. Applications that are not ours have none."""
 
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The addresses that our applications listen at."""
+        proxy = self.config.http_options.host
+        return frozenset(
+            proxy if settings.port is None else settings.host for settings in self.settings.values()
+        )
+
+    def base_url(self, application: str) -> str:
+        """Where clients on the same machine reach one of our applications."""
+        settings, http = self.settings[application], self.config.http_options
+        if settings.port is not None:
+            return _url(settings.host, settings.port, "/")
+        prefixes = {app.name: app.route_prefix for app in self.config.applications}
+        return _url(http.host, http.port, prefixes[application])
+
 
 def read_deploy_file(path: Path) -> DeployFile:
     """The file's content; ``ConfigurationError`` names every key that Serve or we do not know."""
@@ -31,7 +48,29 @@ def read_deploy_file(path: Path) -> DeployFile:
         for application in config.applications
         if application.import_path == IMPORT_PATH
     }
+    for name, ours in settings.items():
+        _check_port(config, name, ours)
     return DeployFile(config, settings)
+
+
+def _check_port(config: ServeDeploySchema, application: str, settings: AppSettings) -> None:
+    has_proxies = config.proxy_location != ProxyLocation.Disabled
+    if settings.port is None and not has_proxies:
+        raise ConfigurationError(
+            f"{application}: nobody listens; set a port, or a proxy_location other than Disabled"
+        )
+    # Serve's proxies would share the port, and get some of the connections.
+    if settings.port == config.http_options.port and has_proxies:
+        raise ConfigurationError(
+            f"{application}: Serve's proxies listen at port {settings.port} too; set "
+            "proxy_location: Disabled, or another http_options.port"
+        )
+
+
+def _url(host: str, port: int, route_prefix: str | None) -> str:
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{port}{(route_prefix or '').rstrip('/')}/v1"
 
 
 def _parse(path: Path) -> ServeDeploySchema:

@@ -5,12 +5,14 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 
 from deployments.logs import configure_logging
+from deployments.return_path import ReturnAddress, StreamSender
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.generation import (
     GenerationDelta,
     GenerationRequest,
     GenerationStarted,
+    GenerationStream,
     ModelDescription,
     ModelLoad,
     Prompt,
@@ -44,10 +46,18 @@ class GemmaDeployment:
         return await self._generator.tokenize(prompt)
 
     async def generate(
-        self, request: GenerationRequest
+        self, request: GenerationRequest, return_to: ReturnAddress | None = None
     ) -> AsyncIterator[GenerationStarted | Sequence[GenerationDelta]]:
-        """Yield ``GenerationStarted``, then lists of deltas; Serve cancels it with the caller."""
+        """``GenerationStarted``, then lists of deltas; Serve cancels it with the caller.
+
+        They are sent to ``return_to`` if that is on this machine, and yielded otherwise. Errors are
+        raised either way.
+        """
         async with await self._generator.generate(request) as stream:
+            sender = None if return_to is None else await StreamSender.connect(return_to)
+            if sender is not None:
+                await _send(stream, sender)
+                return
             yield stream.started
             async for deltas in stream:
                 yield deltas
@@ -61,3 +71,14 @@ class GemmaDeployment:
         # generator when the constructor has failed.
         if hasattr(self, "_generator"):
             self._generator.close()
+
+
+async def _send(stream: GenerationStream, sender: StreamSender) -> None:
+    async with sender:
+        try:
+            await sender.send(stream.started)
+            async for deltas in stream:
+                await sender.send(deltas)
+            await sender.send_end()
+        except ConnectionError:
+            pass  # nobody reads any more

@@ -1,4 +1,4 @@
-"""The deployment that speaks HTTP. It never imports torch, so that it is small and starts fast."""
+"""The deployment that speaks HTTP behind Serve's proxy."""
 
 from typing import Any
 
@@ -30,6 +30,11 @@ class OpenAIIngress:
         app = build_app(self._client, self._config)
         app.add_middleware(LeaveRequestIdToServe)
         return app
+
+    def __del__(self) -> None:
+        # There is no client when the constructor has failed.
+        if hasattr(self, "_client"):
+            self._client.close()
 
 
 class LeaveRequestIdToServe:

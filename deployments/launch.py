@@ -19,7 +19,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Serve
 from ray.serve.scripts import cli as serve_cli
 
 from config.settings import API_KEYS_VARIABLE, parse_api_keys
-from deployments.deploy_file import read_deploy_file
+from deployments.deploy_file import DeployFile, read_deploy_file
 from deployments.logs import configure_logging
 from gemma_serve.errors import ConfigurationError
 
@@ -46,11 +46,11 @@ def main(argv: list[str]) -> int:
     except ConfigurationError as error:
         logger.error("%s: %s", argv[0], error)
         return 2
-    if not api_keys and file.config.http_options.host not in ("127.0.0.1", "localhost", "::1"):
+    if not api_keys and not file.hosts <= {"127.0.0.1", "localhost", "::1"}:
         logger.warning("no API key is asked for: set %s to some", API_KEYS_VARIABLE)
     try:
         _submit(argv[0], file.config)
-        return _watch(file.config, models)
+        return _watch(file, models)
     except KeyboardInterrupt:
         return 0
     except SystemExit:
@@ -66,6 +66,9 @@ def _submit(path: str, config: ServeDeploySchema) -> None:
     logger.info("starting Ray; then the model is loaded")
     # Ray reports to its makers otherwise. Nothing here needs the internet but a model's download.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's 15 lets whatever else runs take cores from the model's threads, which wait for each
+    # other many times a step, and from the front end.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(namespace=SERVE_NAMESPACE)
     # Ray's own handler of SIGTERM would not stop Serve in order, and SIGINT is ignored by what a
     # shell starts in the background.
@@ -82,7 +85,7 @@ def _submit(path: str, config: ServeDeploySchema) -> None:
     serve_cli.main(["run", "--non-blocking", path], standalone_mode=False)
 
 
-def _watch(config: ServeDeploySchema, models: Mapping[str, str]) -> int:
+def _watch(file: DeployFile, models: Mapping[str, str]) -> int:
     """Return once an application cannot start; go on for ever when all could.
 
     ``models``: what each of our applications serves.
@@ -96,10 +99,8 @@ def _watch(config: ServeDeploySchema, models: Mapping[str, str]) -> int:
         if applications and all(app.status == ApplicationStatus.RUNNING for app in applications):
             break
         time.sleep(POLL_INTERVAL_S)
-    for application in config.applications:
-        if application.name in models:
-            url = _base_url(config, application.route_prefix)
-            logger.info("ready: %s model=%s", url, models[application.name])
+    for application, model in models.items():
+        logger.info("ready: %s model=%s", file.base_url(application), model)
     while True:
         time.sleep(3600)
 
@@ -118,12 +119,6 @@ def _reason(message: str) -> str:
     """Our own error's sentence, out of the stack traces that Serve puts around it."""
     *_, sentence = re.split(r"^gemma_serve\.errors\.\w+: ", message, flags=re.MULTILINE)
     return sentence.strip()
-
-
-def _base_url(config: ServeDeploySchema, route_prefix: str | None) -> str:
-    host = config.http_options.host
-    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    return f"http://{host}:{config.http_options.port}{(route_prefix or '').rstrip('/')}/v1"
 
 
 if __name__ == "__main__":

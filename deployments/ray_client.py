@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
@@ -15,6 +15,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from deployments.return_path import ReturnedStream, ReturnSocket
 from gemma_serve.errors import (
     GemmaServeError,
     GenerationError,
@@ -52,6 +53,9 @@ class RayGenerationClient:
         self._generate = gemma.options(method_name="generate", stream=True)
         self._admission_timeout_s = admission_timeout_s
         self._description: ModelDescription | None = None
+        self._return_socket = ReturnSocket()
+        # Ray tells the end of a call later than the stream does; until then somebody must hold it.
+        self._outcomes: set[asyncio.Future[Any]] = set()
 
     async def describe(self) -> ModelDescription:
         """Ask a replica once: its successors say the same, as new settings replace this client."""
@@ -73,9 +77,15 @@ class RayGenerationClient:
         return tokens
 
     async def generate(self, request: GenerationRequest) -> GenerationStream:
+        returned = await self._return_socket.expect()
         # stream=True makes it a generator, which its type does not tell.
-        response = cast(DeploymentResponseGenerator[Any], self._generate.remote(request))
-        items = _ReplicaItems(response, request.request_id)
+        response = cast(
+            DeploymentResponseGenerator[Any], self._generate.remote(request, returned.address)
+        )
+        outcome = asyncio.create_task(_next_or_none(response))
+        self._outcomes.add(outcome)
+        outcome.add_done_callback(self._forget)
+        items = _ReplicaItems(response, outcome, returned, request.request_id)
         try:
             async with asyncio.timeout(self._admission_timeout_s):
                 started: GenerationStarted = await items.first()
@@ -84,6 +94,20 @@ class RayGenerationClient:
                 f"No replica of the model took the request within {self._admission_timeout_s:g} s."
             ) from None
         return GenerationStream(started, items, items.aclose)
+
+    def close(self) -> None:
+        """Send no more requests; those under way go on."""
+        self._return_socket.close()
+
+    def _forget(self, outcome: asyncio.Future[Any]) -> None:
+        self._outcomes.discard(outcome)
+        if not outcome.cancelled():
+            outcome.exception()  # so that asyncio does not complain that nobody has looked
+
+
+async def _next_or_none(items: DeploymentResponseGenerator[Any]) -> Any:
+    """The next item, ``None`` at the end: a task cannot raise ``StopAsyncIteration``."""
+    return await anext(items, None)
 
 
 async def _ask(method: DeploymentHandle[Any], timeout_s: float, *arguments: object) -> Any:
@@ -102,40 +126,75 @@ async def _ask(method: DeploymentHandle[Any], timeout_s: float, *arguments: obje
 
 
 class _ReplicaItems:
-    """What one replica yields for one request: ``GenerationStarted``, then lists of deltas."""
+    """What one replica yields for one request: ``GenerationStarted``, then lists of deltas.
 
-    def __init__(self, items: DeploymentResponseGenerator[Any], request_id: str) -> None:
+    They come past Ray, or over Ray if the replica is on another machine: the first item settles
+    it. Errors always come over Ray.
+    """
+
+    def __init__(
+        self,
+        items: DeploymentResponseGenerator[Any],
+        first_over_ray: asyncio.Future[Any],
+        returned: ReturnedStream,
+        request_id: str,
+    ) -> None:
+        """``first_over_ray``: the first of ``items``, or ``None`` if they end without any."""
         self._items = items
+        self._first_over_ray = first_over_ray
+        self._returned = returned
         self._request_id = request_id
+        self._over_ray = False
         self._ended = False
 
     async def first(self) -> GenerationStarted:
         """The replica's admission of the request."""
-        started: GenerationStarted = await self._next(admitted=False)
+        started: GenerationStarted = await self._guarded(self._settle(), admitted=False)
         return started
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> list[GenerationDelta]:
-        deltas: list[GenerationDelta] = await self._next(admitted=True)
+        item = anext(self._items) if self._over_ray else self._receive()
+        deltas: list[GenerationDelta] = await self._guarded(item, admitted=True)
         return deltas
 
     async def aclose(self) -> None:
         """Cancel the replica's work, unless it has ended."""
+        self._returned.close()
         if not self._ended:
             self._ended = True
             self._items.cancel()  # type: ignore[no-untyped-call]  # ray
+            self._first_over_ray.cancel()
 
-    async def _next(self, *, admitted: bool) -> Any:
+    async def _settle(self) -> Any:
+        ways = {self._returned.connection, self._first_over_ray}
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        if not self._returned.connection.done():
+            started = await self._first_over_ray
+            self._over_ray = started is not None  # else it all went past Ray and will be here soon
+            if self._over_ray:
+                return started
+        return await self._receive()
+
+    async def _receive(self) -> Any:
+        try:
+            return await self._returned.receive()
+        except EOFError:
+            await self._first_over_ray  # raises what has happened
+            raise
+
+    async def _guarded(self, item: Awaitable[Any], *, admitted: bool) -> Any:
         try:
             with _our_errors(admitted=admitted, request_id=self._request_id):
-                return await anext(self._items)
+                return await item
         except asyncio.CancelledError:
             await self.aclose()
             raise
         except (StopAsyncIteration, GemmaServeError):
             self._ended = True
+            self._returned.close()
             raise
 
 

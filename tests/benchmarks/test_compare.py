@@ -125,11 +125,13 @@ def test_ours_is_started_from_a_deployment_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
     assert command == [sys.executable, "-m", "deployments.launch", str(path)]
     deployment = json.loads(path.read_text())
-    assert deployment["http_options"] == {"host": "127.0.0.1", "port": 8123}
+    assert deployment["proxy_location"] == "Disabled"
     assert deployment["applications"][0]["args"] == {
         "model": "/models/vision",
         "served_model_name": "demo",
         "max_model_len": 9216,
+        "host": "127.0.0.1",
+        "port": 8123,
     }
 
 

@@ -18,14 +18,13 @@ def settings_of(file: DeployFile) -> AppSettings:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_file_is_valid_and_open_to_this_machine_only(path: Path) -> None:
     file = read_deploy_file(path)
-    settings_of(file)
-    assert (file.config.http_options.host, file.config.http_options.port) == ("127.0.0.1", 8000)
+    assert file.hosts == {"127.0.0.1"}
+    assert file.base_url("gemma") == "http://127.0.0.1:8000/v1"
 
 
 def test_container_listens_to_what_docker_publishes() -> None:
-    file = read_deploy_file(ROOT / "deploy/container.yaml")
-    settings_of(file)
-    assert (file.config.http_options.host, file.config.http_options.port) == ("0.0.0.0", 8000)
+    settings = settings_of(read_deploy_file(ROOT / "deploy/container.yaml"))
+    assert (settings.host, settings.port) == ("0.0.0.0", 8000)
 
 
 @pytest.mark.parametrize("name", ["serve_config", "config/demo-vision", "config/270m-cpu"])
@@ -66,6 +65,38 @@ def test_application_of_somebody_else_beside_ours_is_left_alone(tmp_path: Path) 
         "  - {name: ours, import_path: 'serve_app:build_app', args: {model: 'dummy:1b'}}\n"
     )
     assert read_deploy_file(path).settings == {"ours": AppSettings(model="dummy:1b")}
+
+
+def file_of_ours(tmp_path: Path, top: str = "", args: str = "", route_prefix: str = "/") -> Path:
+    path = tmp_path / "serve.yaml"
+    path.write_text(
+        f"{top}\napplications: [{{name: ours, route_prefix: {route_prefix}, "
+        f"import_path: 'serve_app:build_app', args: {{{args}}}}}]"
+    )
+    return path
+
+
+def test_addresses_are_those_of_whoever_listens(tmp_path: Path) -> None:
+    proxies = "http_options: {host: 0.0.0.0, port: 81}"
+    proxied = read_deploy_file(file_of_ours(tmp_path, proxies, route_prefix="/chat"))
+    assert proxied.hosts == {"0.0.0.0"}
+    assert proxied.base_url("ours") == "http://127.0.0.1:81/chat/v1"
+    listening = read_deploy_file(file_of_ours(tmp_path, proxies, "host: '::', port: 82"))
+    assert listening.hosts == {"::"}
+    assert listening.base_url("ours") == "http://127.0.0.1:82/v1"
+
+
+def test_port_that_serves_proxies_have_too_is_refused(tmp_path: Path) -> None:
+    """They would share it, and each connection would go to the one or the other."""
+    with pytest.raises(ConfigurationError, match="ours: Serve's proxies listen at port 8000 too"):
+        read_deploy_file(file_of_ours(tmp_path, args="port: 8000"))
+    without = file_of_ours(tmp_path, "proxy_location: Disabled", "port: 8000")
+    assert read_deploy_file(without).settings["ours"].port == 8000
+
+
+def test_application_that_nobody_can_reach_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="ours: nobody listens; set a port"):
+        read_deploy_file(file_of_ours(tmp_path, "proxy_location: Disabled"))
 
 
 @pytest.mark.parametrize(

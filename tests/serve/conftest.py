@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from deployments.http_server import OpenAIServer
 from deployments.ingress import OpenAIIngress
 from gemma_serve.openai_api.config import ApiConfig
 from tests.serve.scripted_gemma import ScriptedGemma, SlowlyLoadingGemma
@@ -28,6 +29,7 @@ class Server:
 
     url: str
     gemma: DeploymentHandle[Any]
+    application: str
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +44,19 @@ def http_port() -> Iterator[int]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def server(http_port: int) -> Server:
-    """One replica that takes as many requests as come."""
+@pytest.fixture(scope="session", params=["proxied", "listening"])
+def server(request: pytest.FixtureRequest, http_port: int) -> Server:
+    """One replica that takes as many requests as come, behind Serve's proxy or without."""
     gemma = serve.deployment(
         ray_actor_options=LITTLE, max_ongoing_requests=100, health_check_period_s=0.5
     )(ScriptedGemma)
-    return _run("roomy", http_port, gemma.bind())
+    name: str = request.param
+    if name == "proxied":
+        return _run(name, http_port, gemma.bind())
+    port = free_port()
+    serve.run(_listening(gemma.bind(), port), name=name, route_prefix=f"/{name}")
+    handle = serve.get_deployment_handle("ScriptedGemma", name)
+    return Server(f"http://127.0.0.1:{port}", handle, name)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +89,12 @@ def start_loading(http_port: int) -> Iterator[StartLoading]:
 def _run(name: str, http_port: int, gemma: Application) -> Server:
     serve.run(_with_ingress(gemma), name=name, route_prefix=f"/{name}")
     handle = serve.get_deployment_handle("ScriptedGemma", name)
-    return Server(f"http://127.0.0.1:{http_port}/{name}", handle)
+    return Server(f"http://127.0.0.1:{http_port}/{name}", handle, name)
+
+
+def _listening(gemma: Application, port: int) -> Application:
+    front_end = serve.deployment(ray_actor_options=LITTLE)(OpenAIServer)
+    return front_end.bind(gemma, ApiConfig(model_name="scripted"), 20.0, "127.0.0.1", port)
 
 
 def _with_ingress(gemma: Application) -> Application:

@@ -88,12 +88,11 @@ async def test_request_beyond_the_queue_gets_a_429_that_says_when_to_come_back(
         task.cancel()
 
 
-@pytest.mark.usefixtures("server")
-def test_ingress_process_is_small_and_has_no_torch() -> None:
+def test_ingress_process_is_small_and_has_no_torch(server: Server) -> None:
     (process,) = (
         path.parent
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"ServeReplica:roomy:OpenAIIngress" in _read(path)
+        if f"ServeReplica:{server.application}:OpenAI".encode() in _read(path)
     )
     resident_kib = int(_read(process / "status").split(b"VmRSS:")[1].split()[0])
     assert resident_kib < 400 * 1024

@@ -13,11 +13,11 @@ from tests.serve.conftest import free_port
 ROOT = Path(__file__).parents[2]
 
 CONFIG = """
-http_options: {{host: 127.0.0.1, port: {port}}}
+proxy_location: Disabled
 logging_config: {{log_level: WARNING}}
 applications:
   - import_path: serve_app:build_app
-    args: {{model: "{model}", max_model_len: 64, max_num_seqs: 2}}
+    args: {{model: "{model}", max_model_len: 64, max_num_seqs: 2, port: {port}}}
 """
 
 

@@ -1,7 +1,8 @@
 """What ``RayGenerationClient`` makes of what a handle does; no cluster needed."""
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import ray_client
 from deployments.ray_client import RayGenerationClient
+from deployments.return_path import ReturnAddress, StreamSender
 from gemma_serve.errors import (
     ContextLengthError,
     GemmaServeError,
@@ -43,15 +45,32 @@ TOKENS = (PromptToken(5, b"x"),)
 FOREVER = object()
 
 
+@dataclass(frozen=True, slots=True)
+class PastRay:
+    """What a replica sends past Ray before it goes on with what its script says next."""
+
+    items: tuple[object, ...]
+    is_whole: bool = True
+
+
 class FakeItems:
-    """A handle's stream: yields, raises or waits for ever, as its script says."""
+    """A handle's stream: yields, raises, sends past Ray or waits, as its script says."""
 
     def __init__(self, script: Sequence[object]) -> None:
         self._script = iter(script)
         self.num_cancels = 0
+        self.return_to: ReturnAddress | None = None
+        self.is_asked = asyncio.Event()
 
     async def __anext__(self) -> object:
+        self.is_asked.set()
         item = next(self._script, StopAsyncIteration())
+        if isinstance(item, PastRay):
+            await self._send(item)
+            return await anext(self)
+        if isinstance(item, asyncio.Event):
+            await item.wait()
+            return await anext(self)
         if item is FOREVER:
             await asyncio.Event().wait()
         if isinstance(item, BaseException):
@@ -60,6 +79,16 @@ class FakeItems:
 
     def cancel(self) -> None:
         self.num_cancels += 1
+
+    async def _send(self, sent: PastRay) -> None:
+        assert self.return_to is not None
+        sender = await StreamSender.connect(self.return_to)
+        assert sender is not None
+        async with sender:
+            for item in sent.items:
+                await sender.send(item)
+            if sent.is_whole:
+                await sender.send_end()
 
 
 class FakeHandle:
@@ -84,9 +113,11 @@ class FakeHandle:
         }
         return FakeMethod(methods[method_name])
 
-    def _generate(self, request: GenerationRequest) -> FakeItems:
+    def _generate(self, request: GenerationRequest, return_to: ReturnAddress) -> FakeItems:
         assert request is REQUEST
-        return next(self._unused)
+        items = next(self._unused)
+        items.return_to = return_to
+        return items
 
     def _describe(self) -> "FakeReply":
         self.num_describes += 1
@@ -130,9 +161,20 @@ class FakeMethod:
         self.remote = remote
 
 
+@pytest.fixture(autouse=True)
+async def _close_clients() -> AsyncIterator[None]:
+    yield
+    while CLIENTS:
+        CLIENTS.pop().close()
+
+
+CLIENTS: list[RayGenerationClient] = []
+
+
 def client_of(handle: FakeHandle, *, admission_timeout_s: float = 5.0) -> RayGenerationClient:
     gemma = cast(DeploymentHandle[Any], handle)
-    return RayGenerationClient(gemma, admission_timeout_s=admission_timeout_s)
+    CLIENTS.append(RayGenerationClient(gemma, admission_timeout_s=admission_timeout_s))
+    return CLIENTS[-1]
 
 
 def task_error(cause: Exception) -> RayTaskError:
@@ -163,6 +205,34 @@ async def test_first_item_is_what_started_and_the_rest_are_deltas() -> None:
     assert items.num_cancels == 0
 
 
+@pytest.mark.parametrize("after", [[FOREVER], []], ids=["before Ray's end", "after Ray's end"])
+async def test_what_comes_past_ray_is_the_same_and_ends_by_itself(after: list[object]) -> None:
+    (items,) = (handle := FakeHandle([PastRay((STARTED, DELTAS)), *after])).streams
+    async with await client_of(handle).generate(REQUEST) as stream:
+        assert stream.started == STARTED
+        assert [deltas async for deltas in stream] == [DELTAS]
+    assert items.num_cancels == 0
+
+
+async def test_failure_in_what_comes_past_ray_is_what_ray_says() -> None:
+    are_read = asyncio.Event()
+    script = [PastRay((STARTED, DELTAS), is_whole=False), are_read, ActorDiedError()]
+    stream = await client_of(FakeHandle(script)).generate(REQUEST)
+    assert await anext(stream) == DELTAS
+    are_read.set()
+    with pytest.raises(GenerationError, match="has stopped"):
+        await anext(stream)
+
+
+async def test_closing_cancels_what_comes_past_ray() -> None:
+    sent = PastRay((STARTED, DELTAS), is_whole=False)
+    (items,) = (handle := FakeHandle([sent, FOREVER])).streams
+    stream = await client_of(handle).generate(REQUEST)
+    await stream.aclose()
+    await stream.aclose()
+    assert items.num_cancels == 1
+
+
 async def test_closing_cancels_the_replicas_work_once() -> None:
     (items,) = (handle := FakeHandle([STARTED, DELTAS])).streams
     stream = await client_of(handle).generate(REQUEST)
@@ -174,7 +244,7 @@ async def test_closing_cancels_the_replicas_work_once() -> None:
 async def test_being_cancelled_before_the_first_item_cancels_the_replicas_work() -> None:
     (items,) = (handle := FakeHandle([FOREVER])).streams
     waiting = asyncio.create_task(client_of(handle).generate(REQUEST))
-    await asyncio.sleep(0)
+    await items.is_asked.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
