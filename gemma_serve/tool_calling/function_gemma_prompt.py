@@ -7,7 +7,7 @@ they are text.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,9 @@ END_RESPONSE: Final = "<end_function_response>"
 
 TRIGGER: Final = "You are a model that can do function calling with the following functions"
 """What switches FunctionGemma from talking to calling."""
+
+_MAX_DEPTH: Final = 64
+"""Of arguments and results; what is nested deeper is told as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,23 @@ def _members_of(text: str) -> Mapping[str, object]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = text
+    if _is_deep(value):
+        value = text
     return value if isinstance(value, dict) else {"value": value}
+
+
+def _is_deep(value: object) -> bool:
+    """Whether writing it, which is recursive, could take too many levels."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [inner for outer in level for inner in _parts_of(outer)]
+    return bool(level)
+
+
+def _parts_of(value: object) -> Collection[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _written(value: object) -> Iterable[str | ControlPart]:

@@ -120,9 +120,13 @@ def test_calls_are_read_as_they_are_shown() -> None:
         ("Sunny, 15 °C", "{value:<escape>Sunny, 15 °C<escape>}"),
         ("[1, 2]", "{value:[1,2]}"),
         ("", "{value:<escape><escape>}"),
+        ("[" * 65 + "]" * 65, None),
+        ("[" * 99_999, None),
+        ('{"a": ' * 900 + "1" + "}" * 900, None),
     ],
 )
-def test_results_are_members_or_a_value(result: str, expected: str) -> None:
+def test_results_are_members_or_a_value(result: str, expected: str | None) -> None:
+    expected = f"{{value:<escape>{result}<escape>}}" if expected is None else expected
     assert written(response_parts("f", result)) == (
         f"<start_function_response>response:f{expected}<end_function_response>"
     )
@@ -188,3 +192,11 @@ def test_schema_that_refers_to_itself_comes_to_an_end() -> None:
     assert depth == 17
     circle = {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}
     assert declared_schema(circle)["type"] == "OBJECT"
+
+
+def test_schemas_that_all_refer_to_each_other_are_told_in_no_time() -> None:
+    names = [f"S{number}" for number in range(10)]
+    everything = {name: {"$ref": f"#/$defs/{name}"} for name in names}
+    definitions = {name: {"type": "object", "properties": everything} for name in names}
+    declared = declared_schema({"properties": everything, "$defs": definitions})
+    assert json.dumps(declared).count('"type"') <= 2000
