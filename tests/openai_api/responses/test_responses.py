@@ -18,6 +18,13 @@ from tests.fakes import VISION_MODEL, FakeGenerationClient, FakeImageLoader, ans
 from tests.openai_api.harness import MODEL, connect, error_of, make_app, messages_of
 from tests.openai_api.responses.harness import RESPONSES, events_of, post, requested, said
 
+UNTELLABLE_SCHEMAS: tuple[dict[str, object], ...] = (
+    {"const": "\ud800"},
+    {"properties": {"\ud800": {}}},
+    {"const": math.nan},
+)
+"""JSON that a response could not say again."""
+
 
 async def test_whole_answer_has_every_field_of_the_contract() -> None:
     client = FakeGenerationClient(*answer("Hel", "lo"))
@@ -358,7 +365,7 @@ USER = {"role": "user", "content": "x"}
                 "text.format.schema",
                 "invalid_value",
             )
-            for schema in ({"const": "\ud800"}, {"properties": {"\ud800": {}}}, {"const": math.nan})
+            for schema in UNTELLABLE_SCHEMAS
         ),
         ({"background": True}, "background", "unsupported_value"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_value"),
