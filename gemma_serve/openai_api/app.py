@@ -48,7 +48,7 @@ from gemma_serve.openai_api.response_schemas import (
 from gemma_serve.openai_api.responses.endpoint import Responses
 from gemma_serve.openai_api.responses.event_schemas import ResponseEvent
 from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
-from gemma_serve.openai_api.responses.response_schemas import DeletedResponse
+from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, InputTokens
 from gemma_serve.openai_api.responses.response_schemas import Response as ResponseObject
 from gemma_serve.openai_api.responses.store import ResponseStore
 from gemma_serve.openai_api.responses.stored_items import InputItemList
@@ -176,6 +176,10 @@ def _add_response_routes(app: FastAPI, responses: Responses) -> None:
             body, request_id=request.state.request_id, api_key_id=_api_key_id(request)
         )
 
+    @app.post("/v1/responses/input_tokens", responses=_ERRORS)
+    async def count_input_tokens(body: ResponseRequest, request: Request) -> InputTokens:
+        return await responses.count_input(body, request_id=request.state.request_id)
+
     @app.get("/v1/responses/{response_id}", responses=_ERRORS)
     async def retrieve_response(
         response_id: str, stream: Literal["false"] | None = None
@@ -203,8 +207,8 @@ def _add_response_routes(app: FastAPI, responses: Responses) -> None:
 
 
 def _add_missing_response_routes(app: FastAPI) -> None:
-    """OpenAI's that are not here, ``compact`` and ``input_tokens``, would be a 405 as a stored
-    response has the same path; clients know by a 404 that a server does without."""
+    """OpenAI's that is not here, ``compact``, would be a 405 as a stored response has the same
+    path; clients know by a 404 that a server does without."""
 
     @app.post("/v1/responses/{name}", include_in_schema=False)
     async def answer_not_found(name: str) -> Response:

@@ -134,6 +134,22 @@ async def test_input_of_a_stored_response_is_listed_and_referred_to() -> None:
     assert texts == [(TextPart("Who?"),), (TextPart("Hi!"),), (TextPart("So?"),)]
 
 
+async def test_input_is_counted_without_an_answer() -> None:
+    fake = FakeGenerationClient(*answer("Hi!"))
+    async with sdk(fake) as client:
+        first = await client.responses.create(model=MODEL, input="Hello")
+        counted = await client.responses.input_tokens.count(
+            model=MODEL, input="And?", previous_response_id=first.id, tools=[WEATHER]
+        )
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.responses.input_tokens.count(
+                model=MODEL, input="And?", tools=[WEATHER, WEATHER]
+            )
+    assert (counted.object, counted.input_tokens) == ("response.input_tokens", 1)
+    assert caught.value.param == "tools[1].name"
+    assert len(fake.requests) == 1
+
+
 async def test_raw_response_has_the_request_id_and_streams_lines() -> None:
     async with sdk(FakeGenerationClient(*answer("Hi"))) as client:
         raw = await client.responses.with_raw_response.create(model=MODEL, input="Hi")

@@ -96,7 +96,6 @@ async def test_overload_says_when_to_come_back() -> None:
         ("POST", "/v1/chat/completions/", 404, None),
         ("POST", "/v1/embeddings", 404, None),
         ("POST", "/v1/responses/compact", 404, None),
-        ("POST", "/v1/responses/input_tokens", 404, None),
         ("GET", "/v1/chat/completions", 405, "POST"),
         ("DELETE", "/v1/models", 405, "GET"),
         ("OPTIONS", "/v1/chat/completions", 405, "POST"),

@@ -17,7 +17,11 @@ from gemma_serve.openai_api.error_responses import error_body, log_failure
 from gemma_serve.openai_api.responses.chat_translation import ResponseChat, translate
 from gemma_serve.openai_api.responses.record import ResponseRecord
 from gemma_serve.openai_api.responses.request_schemas import ResponseRequest
-from gemma_serve.openai_api.responses.response_schemas import DeletedResponse, Response
+from gemma_serve.openai_api.responses.response_schemas import (
+    DeletedResponse,
+    InputTokens,
+    Response,
+)
 from gemma_serve.openai_api.responses.store import ResponseStore, StoredResponse
 from gemma_serve.openai_api.responses.stored_items import (
     InputItemList,
@@ -62,6 +66,15 @@ class Responses:
             interval_s = self.admission.config.keep_alive_interval_s
             return EventStreamResponse(answer.events(), admitted.stream.aclose, interval_s)
         return await answer.whole()
+
+    async def count_input(self, body: ResponseRequest, *, request_id: str) -> InputTokens:
+        """How many tokens the model would read. Raises as ``create`` does, but answers nothing."""
+        check_model(body.model, self.admission.config)
+        chat = translate(body, self._history(body), self.store.message)
+        with chat.own_names():
+            prepared = await self.admission.prepare(chat.request, request_id=request_id)
+            tokens = await self.admission.client.tokenize(prepared.request.prompt)
+        return InputTokens(input_tokens=len(tokens))
 
     def retrieve(self, response_id: str) -> Response:
         """A stored response. Raises ``NotFoundError``."""

@@ -148,3 +148,10 @@ class DeletedResponse(ResponseModel):
     id: str
     object: Literal["response"] = "response"
     deleted: Literal[True] = True
+
+
+class InputTokens(ResponseModel):
+    """The size of an input, images and functions included."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
