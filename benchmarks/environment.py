@@ -6,7 +6,9 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_PACKAGES: Final = ("torch", "transformers", "ray", "bitsandbytes", "torchao", "triton")
 
 
 def environment() -> dict[str, Any]:
@@ -16,7 +18,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "num_cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("torch", "transformers", "ray")},
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
 
 

@@ -19,10 +19,10 @@ from pydantic import (
 )
 
 from config.mistakes import describe_mistakes
-from gemma_serve.engine.config import EngineConfig, Speculation
+from gemma_serve.engine.config import CacheDType, EngineConfig, Speculation
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.checkpoints import served_name
-from gemma_serve.gemma.config import Device, DType, ModelConfig
+from gemma_serve.gemma.config import Device, DType, ModelConfig, Quantization
 from gemma_serve.images.limits import ImageLimits
 from gemma_serve.messages import PromptedToolForm
 from gemma_serve.openai_api.config import ApiConfig, ToolPolicy
@@ -63,6 +63,13 @@ class AppSettings(BaseModel):
     """``auto`` is bfloat16, what Gemma 3 was trained in; ``float32`` doubles the memory."""
     device: Device = "auto"
     """``auto`` is CUDA where a replica has GPUs, otherwise the CPU."""
+    quantization: Quantization = "none"
+    """Store the decoder layers' matrices in fewer bits; the embedding, the norms and the vision
+    tower stay as they are. ``fp8`` halves them on Ada, Hopper and later; ``torchao-int8`` and
+    ``bitsandbytes-8bit`` halve them anywhere, but are slower than none; ``torchao-int4`` (Ampere
+    and later) and ``bitsandbytes-4bit`` leave about a quarter and cost quality. All but ``fp8``
+    need ``pip install 'gemma-serve[quantization]'``. Checkpoints that are quantised already are
+    loaded as they are."""
 
     num_replicas: PositiveInt = 1
     """Copies of the model. Each takes its own requests: throughput grows, latency does not."""
@@ -111,6 +118,9 @@ class AppSettings(BaseModel):
     """Memory per replica for keys and values, such as ``4GiB``. By default 1 GiB on a CPU, or what
     one sequence of ``max_model_len`` tokens needs, and on a GPU all that the largest step, run once
     at start-up, leaves free."""
+    kv_cache_dtype: CacheDType = _ENGINE.kv_cache_dtype
+    """``fp8`` stores keys and values in 8-bit floating point: twice the chats in the same memory,
+    for a little quality. ``auto`` stores them as the model computes them."""
     vision_cache_memory: SizeOrZero | None = None
     """Memory per replica for what the vision tower made of images seen lately, such as ``1GiB``, so
     that it need not look at them again; 0 keeps nothing. By default 256 MiB on a CPU and 1 % of a
@@ -222,7 +232,11 @@ class AppSettings(BaseModel):
     def to_model_config(self, device: Device) -> ModelConfig:
         """``device``: where the replicas were placed, when the settings leave it open."""
         return ModelConfig(
-            model=self.model, revision=self.revision, dtype=self.dtype, device=device
+            model=self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=device,
+            quantization=self.quantization,
         )
 
     def to_engine_config(self) -> EngineConfig:
@@ -235,6 +249,7 @@ class AppSettings(BaseModel):
             kv_cache_memory_bytes=None
             if self.kv_cache_memory is None
             else int(self.kv_cache_memory),
+            kv_cache_dtype=self.kv_cache_dtype,
             vision_cache_memory_bytes=None
             if self.vision_cache_memory is None
             else int(self.vision_cache_memory),

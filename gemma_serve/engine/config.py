@@ -6,6 +6,7 @@ from typing import Literal
 from gemma_serve.errors import ConfigurationError
 
 Speculation = Literal["off", "prompt_lookup"]
+CacheDType = Literal["auto", "fp8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class EngineConfig:
     """Tokens per block of the KV cache."""
     kv_cache_memory_bytes: int | None = None
     """Memory for keys and values; ``None``: sized from the device and ``max_model_len``."""
+    kv_cache_dtype: CacheDType = "auto"
+    """How keys and values are stored; ``auto`` is as the model computes them."""
     vision_cache_memory_bytes: int | None = None
     """Memory for features of images seen lately; 0 keeps none, ``None``: sized from the device."""
 

@@ -138,12 +138,6 @@ def _check_folder(folder: Path, model: str) -> None:
             f"model: {model} is not a Gemma 3: its config.json has model_type {model_type!r}, "
             f"not {' or '.join(MODEL_TYPES)}"
         )
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method")
-        raise ConfigurationError(
-            f"model: {model} is quantised with {method}, which is not supported yet: use the "
-            "bfloat16 checkpoint"
-        )
     _check_weights(folder, model)
 
 

@@ -5,6 +5,9 @@ from typing import Literal
 
 DType = Literal["auto", "bfloat16", "float32"]
 Device = Literal["auto", "cpu", "cuda"]
+Quantization = Literal[
+    "none", "bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8", "torchao-int4", "fp8"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +22,5 @@ class ModelConfig:
     """``auto`` is bfloat16: Gemma 3's activations overflow float16."""
     device: Device = "auto"
     """``auto`` is CUDA where there is a GPU. All visible GPUs share the layers."""
+    quantization: Quantization = "none"
+    """How the decoder layers' matrices are stored; ``none`` is as the checkpoint has them."""

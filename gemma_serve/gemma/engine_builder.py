@@ -19,6 +19,7 @@ from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.gemma.model_runner import GemmaModelRunner
 from gemma_serve.gemma.out_of_memory import memory_errors
+from gemma_serve.gemma.quantization.fp8 import FP8
 from gemma_serve.gemma.token_bytes import control_token_names, token_bytes
 
 
@@ -30,8 +31,9 @@ def build_engine(
     Raises ``ConfigurationError`` if the devices cannot hold what ``config`` asks for.
     """
     _check_images_fit(gemma, config)
+    _check_cache_is_read(attention, config)
     longest = max_model_len(gemma, config)
-    layout = _cache_layout(gemma)
+    layout = _cache_layout(gemma, config)
     vocab_size = gemma.model.lm_head.out_features
     sampler = Sampler(
         vocab_size=vocab_size,
@@ -100,10 +102,12 @@ def _speculation(config: EngineConfig, vocab_size: int) -> Speculation | None:
     )
 
 
-def _cache_layout(gemma: LoadedGemma) -> CacheLayout:
+def _cache_layout(gemma: LoadedGemma, config: EngineConfig) -> CacheLayout:
     text_model = gemma.model.get_decoder()
-    layer_devices = [layer.self_attn.q_proj.weight.device for layer in text_model.layers]
-    return CacheLayout.of(text_model.config, layer_devices, gemma.model.dtype)
+    layer_devices = [layer.input_layernorm.weight.device for layer in text_model.layers]
+    computed = text_model.norm.weight.dtype  # quantised weights have others
+    dtype = FP8 if config.kv_cache_dtype == "fp8" else computed
+    return CacheLayout.of(text_model.config, layer_devices, dtype)
 
 
 def _with_room(make_runner: Callable[[], GemmaModelRunner], num_bytes: int) -> GemmaModelRunner:
@@ -115,6 +119,14 @@ def _with_room(make_runner: Callable[[], GemmaModelRunner], num_bytes: int) -> G
             f"The KV cache should have {num_bytes / 2**20:.1f} MiB, which are not free: lower "
             f"kv_cache_memory, or leave it out to take what there is. ({error})"
         ) from error
+
+
+def _check_cache_is_read(attention: type[PagedAttention], config: EngineConfig) -> None:
+    if config.kv_cache_dtype == "fp8" and not attention.reads_fp8:
+        raise ConfigurationError(
+            f"kv_cache_dtype: fp8 is not read by {attention.__name__}, which computes attention "
+            "here: leave it out"
+        )
 
 
 def _check_images_fit(gemma: LoadedGemma, config: EngineConfig) -> None:

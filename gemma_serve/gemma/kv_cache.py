@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Gemma3TextConfig
 
+from gemma_serve.gemma.quantization.fp8 import FP8, FP8_MAX
+
 _MAX_EMPTY_SHARE: Final = 0.1
 _MAX_GROUPS: Final = 16
 """Each costs the host time in every step."""
@@ -44,10 +46,14 @@ class CacheLayout:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
+    """What the planes hold."""
 
     @classmethod
     def of(
-        cls, config: Gemma3TextConfig, layer_devices: Sequence[torch.device], dtype: torch.dtype
+        cls,
+        config: Gemma3TextConfig,
+        layer_devices: Sequence[torch.device],
+        dtype: torch.dtype,
     ) -> "CacheLayout":
         """The layout for a model whose layer ``i`` is on ``layer_devices[i]``.
 
@@ -144,14 +150,23 @@ class KVCache:
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store ``keys`` and ``values`` ``[num_tokens, num_kv_heads, head_dim]`` at ``slots``."""
-        plane = self._planes[self.layout.places[layer].plane]
-        for half, new in zip(plane, (keys, values), strict=True):
-            half.index_copy_(0, slots, new.flatten(1).to(half.dtype))
+        for half, new in zip(self._halves(layer), (keys, values), strict=True):
+            half.index_copy_(0, slots, self._stored(new.flatten(1)))
 
     def read(self, layer: int, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values at ``slots``: ``[*slots.shape, num_kv_heads, head_dim]`` each."""
-        plane = self._planes[self.layout.places[layer].plane]
         shape = (*slots.shape, self.layout.num_kv_heads, self.layout.head_dim)
         flat = slots.reshape(-1)
-        keys, values = (half.index_select(0, flat).view(shape).to(dtype) for half in plane)
+        stored = (half.index_select(0, flat) for half in self._halves(layer))
+        keys, values = (rows.view(self.layout.dtype).view(shape).to(dtype) for rows in stored)
         return keys, values
+
+    def _halves(self, layer: int) -> Tensor:
+        """``[2, num_slots, num_kv_heads * head_dim]``; float8 as bytes, which torch can index."""
+        plane = self._planes[self.layout.places[layer].plane]
+        return plane.view(torch.uint8) if self.layout.dtype == FP8 else plane
+
+    def _stored(self, rows: Tensor) -> Tensor:
+        if self.layout.dtype != FP8:
+            return rows.to(self.layout.dtype)
+        return rows.clamp(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)  # beyond it would be NaN

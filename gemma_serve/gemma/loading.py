@@ -21,12 +21,18 @@ from gemma_serve.gemma.checkpoints import (
     resolve,
     served_name,
 )
-from gemma_serve.gemma.config import ModelConfig
+from gemma_serve.gemma.config import ModelConfig, Quantization
 from gemma_serve.gemma.demo import demo_checkpoint, demo_vision_checkpoint
 from gemma_serve.gemma.dummy import Gemma3Model, dummy_config, dummy_generation_config
 from gemma_serve.gemma.function_calling import END_OF_CALLS, tool_tokens
 from gemma_serve.gemma.gguf_conversion import gguf_checkpoint
 from gemma_serve.gemma.placement import Placement, place
+from gemma_serve.gemma.quantization.kinds import require_kind
+from gemma_serve.gemma.quantization.matrices import stored_bytes
+from gemma_serve.gemma.quantization.quantized_checkpoints import (
+    quantization_method,
+    require_loadable,
+)
 from gemma_serve.gemma.synthetic_tokenizer import synthetic_tokenizer
 from gemma_serve.gemma.weights import load_weights, random_weights
 from gemma_serve.generation import PanAndScan, SamplingParams, VisionInput
@@ -68,16 +74,17 @@ def load_gemma(config: ModelConfig) -> LoadedGemma:
     start = perf_counter()
     name = served_name(config.model)
     placement = place(config)
+    require_kind(config.quantization, placement)
     checkpoint = resolve(config)
     logger.info("loading %s on %s", name, ", ".join(map(str, placement.devices)))
     try:
         if isinstance(checkpoint, DummyCheckpoint):
-            loaded = _load_dummy(checkpoint.size, name, placement)
+            loaded = _load_dummy(checkpoint.size, name, placement, config.quantization)
         else:
-            loaded = _load_folder(_folder(checkpoint), name, placement)
+            loaded = _load_folder(_folder(checkpoint), name, placement, config.quantization)
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(f"{name} does not fit the memory of the GPU: {error}") from error
-    _log_loaded(loaded, perf_counter() - start)
+    _log_loaded(loaded, config.quantization, perf_counter() - start)
     return loaded
 
 
@@ -93,17 +100,23 @@ def _folder(checkpoint: DemoCheckpoint | GGUFCheckpoint | FolderCheckpoint) -> P
             return folder
 
 
-def _load_dummy(size: DummySize, name: str, placement: Placement) -> LoadedGemma:
+def _load_dummy(
+    size: DummySize, name: str, placement: Placement, quantization: Quantization
+) -> LoadedGemma:
     model_config = dummy_config(size)
     image_token_id = getattr(model_config, "image_token_id", None)
-    model = random_weights(model_config, placement, name)
+    model = random_weights(model_config, placement, name, quantization)
     tokenizer = synthetic_tokenizer(image_token_id=image_token_id)
     return _describe(name, model, tokenizer, dummy_generation_config(), preprocessor={})
 
 
-def _load_folder(folder: Path, name: str, placement: Placement) -> LoadedGemma:
+def _load_folder(
+    folder: Path, name: str, placement: Placement, quantization: Quantization
+) -> LoadedGemma:
+    method = quantization_method(folder, name)
+    require_loadable(method, name, quantization)
     tokenizer = _load_tokenizer(folder, name)
-    model = load_weights(folder, placement, name)
+    model = load_weights(folder, placement, name, quantization)
     path = folder / "preprocessor_config.json"  # text-only checkpoints have none
     preprocessor = read_json(path, name) if path.exists() else {}
     return _describe(name, model, tokenizer, model.generation_config, preprocessor)
@@ -199,12 +212,12 @@ def _vision_input(model_config: Any, preprocessor: dict[str, Any]) -> VisionInpu
     )
 
 
-def _log_loaded(loaded: LoadedGemma, elapsed_s: float) -> None:
-    parameters = list(loaded.model.parameters())
+def _log_loaded(loaded: LoadedGemma, quantization: Quantization, elapsed_s: float) -> None:
     logger.info(
-        "loaded %s: %.2f GB of %s weights in %.1f s",
+        "loaded %s: %.2f GB of %s weights%s in %.1f s",
         loaded.name,
-        sum(parameter.nbytes for parameter in parameters) / 1e9,
-        str(parameters[0].dtype).removeprefix("torch."),
+        stored_bytes(loaded.model) / 1e9,
+        str(loaded.model.dtype).removeprefix("torch."),
+        "" if quantization == "none" else f" with {quantization} matrices",
         elapsed_s,
     )

@@ -23,14 +23,16 @@ class Placement:
 
     devices: tuple[torch.device, ...]
     dtype: torch.dtype
+    capabilities: tuple[ComputeCapability, ...] = ()
+    """Per GPU; none on the CPU."""
 
 
 def place(config: ModelConfig) -> Placement:
     """Choose for this machine. Raises ``ConfigurationError`` where it lacks what is asked."""
     capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
     devices = choose_devices(config.device, num_gpus=len(capabilities))
-    on_gpu = devices[0].type == "cuda"
-    return Placement(devices, choose_dtype(config.dtype, capabilities if on_gpu else ()))
+    used = tuple(capabilities) if devices[0].type == "cuda" else ()
+    return Placement(devices, choose_dtype(config.dtype, used), used)
 
 
 def choose_devices(setting: Device, *, num_gpus: int) -> tuple[torch.device, ...]:

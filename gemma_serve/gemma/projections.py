@@ -9,7 +9,7 @@ torch does.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP
 
 from gemma_serve.errors import CheckpointError
+from gemma_serve.gemma.quantization.fp8 import Fp8Linear
 
 Projection = Callable[[Tensor], Tensor]
 """``[num_tokens, in_features]`` to ``[num_tokens, out_features]``."""
@@ -39,9 +40,10 @@ def projection(*modules: nn.Module) -> Projection:
 
     Afterwards ``modules`` share their weights with it, or have none if they were packed.
     """
-    linears = [module for module in modules if type(module) is nn.Linear]
+    linears = [module for module in modules if _is_plain(module)]
     if len(linears) < len(modules):  # quantised ones multiply as they know best
-        return _Beside(modules)
+        fp8 = [module for module in modules if isinstance(module, Fp8Linear)]
+        return Fp8Linear.joined(fp8) if len(fp8) == len(modules) else _Beside(modules)
     weight = linears[0].weight if len(linears) == 1 else torch.cat([m.weight for m in linears])
     bias = _joined_bias(linears)
     if (blocks := _blocks_for(weight)) is not None:
@@ -55,19 +57,21 @@ def projection(*modules: nn.Module) -> Projection:
 def feed_forward(mlp: Gemma3MLP) -> Projection:
     """``down(gelu(gate(x)) * up(x))``; afterwards ``mlp`` is as in ``projection``."""
     linears = (mlp.gate_proj, mlp.up_proj)
-    if all(
-        type(linear) is nn.Linear and _blocks_for(linear.weight) is OneDnnBlocks
-        for linear in linears
-    ):
+    if all(_is_plain(linear) and _blocks_for(linear.weight) is OneDnnBlocks for linear in linears):
         return _FusedFeedForward(mlp)
     return _PlainFeedForward(mlp)
 
 
 def output_projection(lm_head: nn.Linear) -> Projection:
     """The product with the vocabulary. Its weight is the embedding's too, so it stays."""
-    if type(lm_head) is nn.Linear and (blocks := _blocks_for(lm_head.weight)) is not None:
+    if _is_plain(lm_head) and (blocks := _blocks_for(lm_head.weight)) is not None:
         return blocks(lm_head.weight, lm_head.bias)
     return lm_head
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    # Quantised checkpoints also have torch's own modules around tensors that are not torch's.
+    return type(module) is nn.Linear and type(module.weight.data) is Tensor
 
 
 class _Blocks(Protocol):

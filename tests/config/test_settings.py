@@ -97,6 +97,16 @@ def test_images_may_be_forgotten_at_once_but_a_cache_for_keys_and_values_is_need
     ]
 
 
+def test_quantisation_reaches_the_model_and_the_cache() -> None:
+    settings = AppSettings.model_validate({"quantization": "fp8", "kv_cache_dtype": "fp8"})
+    assert settings.to_model_config("cuda").quantization == "fp8"
+    assert settings.to_engine_config().kv_cache_dtype == "fp8"
+    assert mistakes_of({"quantization": "int3"}) == [
+        "quantization: should be 'none', 'bitsandbytes-8bit', 'bitsandbytes-4bit', 'torchao-int8', "
+        "'torchao-int4' or 'fp8', got 'int3'"
+    ]
+
+
 def test_served_name_is_the_checkpoints_unless_set() -> None:
     model = "/srv/models/gemma-3-4b-it"
     assert AppSettings(model=model).model_name == "gemma-3-4b-it"

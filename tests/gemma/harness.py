@@ -60,6 +60,7 @@ def paged_logits(
     attention: type[PagedAttention],
     block_size: int = BLOCK_SIZE,
     num_decoded: int = 0,
+    cache_dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Logits ``[num_tokens, vocab_size]`` of each prompt, all computed together in chunks.
 
@@ -68,7 +69,8 @@ def paged_logits(
     model = gemma.model
     text_model = model.get_decoder()
     device = text_model.embed_tokens.weight.device
-    layout = CacheLayout.of(text_model.config, [device] * len(text_model.layers), model.dtype)
+    devices = [device] * len(text_model.layers)
+    layout = CacheLayout.of(text_model.config, devices, cache_dtype or model.dtype)
     blocks = BlockManager(num_blocks=2000, block_size=block_size, windows=layout.windows)
     cache = KVCache(layout, num_blocks=2000, block_size=block_size)
     sampler = Sampler(vocab_size=model.lm_head.out_features, forbidden_token_ids=(), device=device)

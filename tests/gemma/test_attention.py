@@ -86,3 +86,19 @@ def test_bfloat16_stays_close_to_float32(attention: type[PagedAttention]) -> Non
     theirs = transformers_logits(half, inputs).float()
     (logits,) = paged_logits(loaded(half), [inputs], chunk_size=16, attention=attention)
     assert (logits.float() - exact).norm() <= 1.1 * (theirs - exact).norm()
+
+
+def test_fp8_cache_stays_close_to_one_of_what_the_model_computes(
+    attention: type[PagedAttention],
+) -> None:
+    gemma = loaded(tiny_vision_model(sliding_window=WINDOW))
+    prompts = [prompt(40, images=[(3, 7)], seed=1), prompt(70, seed=2)]
+    exact, found = (
+        paged_logits(
+            gemma, prompts, chunk_size=11, attention=attention, num_decoded=5, cache_dtype=dtype
+        )
+        for dtype in (None, torch.float8_e4m3fn)
+    )
+    for theirs, ours in zip(exact, found, strict=True):
+        error = float((ours - theirs).norm() / theirs.norm())
+        assert 0 < error < 0.15

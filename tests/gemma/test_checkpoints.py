@@ -138,12 +138,6 @@ def test_other_architecture_is_refused(tmp_path: Path) -> None:
     assert "is not a Gemma 3: its config.json has model_type 'gemma3n'" in message
 
 
-def test_quantised_checkpoint_is_refused_by_method(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, quantization_config={"quant_method": "awq"})
-    with pytest.raises(ConfigurationError, match="is quantised with awq"):
-        resolve(ModelConfig(model=str(folder)))
-
-
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
     assert "has no model.safetensors" in error_of(make_folder(tmp_path, weights=False))
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,3 +84,29 @@ def test_start_up_says_once_what_the_cache_holds(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO, logger="gemma_serve"):
         build_engine(loaded(tiny_text_model()), CONFIG)
     assert [r.getMessage()[:31] for r in caplog.records] == ["KV cache: 1.00 GiB, 1048576 blo"]
+
+
+def test_fp8_cache_holds_twice_the_blocks_in_the_same_memory() -> None:
+    whole = EngineConfig(max_model_len=64, block_size=4, kv_cache_memory_bytes=1_000_000)
+    halved = replace(whole, kv_cache_dtype="fp8")
+    first, second = (
+        build_engine(loaded(tiny_text_model(dtype=torch.bfloat16)), config)
+        for config in (whole, halved)
+    )
+    assert second.stats.num_blocks == pytest.approx(2 * first.stats.num_blocks, abs=1)
+
+
+def test_fp8_cache_answers() -> None:
+    config = EngineConfig(max_model_len=64, block_size=4, kv_cache_dtype="fp8")
+    engine = build_engine(loaded(tiny_text_model()), config)
+    assert [len(c) for c in completions(engine, [prompt(20), prompt(30)]).values()] == [8, 8]
+
+
+def test_fp8_cache_is_refused_for_attention_that_does_not_read_it() -> None:
+    class OwnKernel(SdpaAttention):
+        reads_fp8 = False
+
+    with pytest.raises(ConfigurationError, match="kv_cache_dtype: fp8 is not read by OwnKernel"):
+        build_engine(
+            loaded(tiny_text_model()), EngineConfig(kv_cache_dtype="fp8"), attention=OwnKernel
+        )

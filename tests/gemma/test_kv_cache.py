@@ -63,3 +63,38 @@ def test_what_is_written_is_read_back_and_in_no_other_plane() -> None:
     assert torch.equal(read_keys, keys[[2, 0]])
     assert torch.equal(read_values, values[[2, 0]])
     assert not cache.read(5, slots, keys.dtype)[0].any()
+
+
+def fp8_cache() -> KVCache:
+    config = tiny_text_model().config
+    layout = CacheLayout.of(config, [CPU] * 6, torch.float8_e4m3fn)
+    return KVCache(layout, num_blocks=4, block_size=2)
+
+
+def test_fp8_halves_a_block_and_gives_back_what_the_model_computes_in() -> None:
+    config = tiny_text_model().config
+    whole = CacheLayout.of(config, [CPU] * 6, torch.bfloat16)
+    cache = fp8_cache()
+    assert 2 * cache.layout.bytes_per_block(16) == whole.bytes_per_block(16)
+    keys, values, slots = torch.randn(3, 2, 16), torch.randn(3, 2, 16), torch.tensor([6, 1, 3])
+    cache.write(0, slots, keys.bfloat16(), values.bfloat16())
+    read_keys, read_values = cache.read(0, slots, torch.bfloat16)
+    assert read_keys.dtype is torch.bfloat16
+    # Three bits behind the leading one: half of the last is a sixteenth.
+    torch.testing.assert_close(read_keys.float(), keys, rtol=1 / 14, atol=2e-3)
+    torch.testing.assert_close(read_values.float(), values, rtol=1 / 14, atol=2e-3)
+
+
+def test_fp8_holds_its_largest_number_for_what_is_larger() -> None:
+    cache = fp8_cache()
+    keys = torch.full((1, 2, 16), 1e4, dtype=torch.bfloat16)
+    cache.write(0, torch.tensor([0]), keys, -keys)
+    read_keys, read_values = cache.read(0, torch.tensor([0]), torch.bfloat16)
+    assert (read_keys == 448).all()
+    assert (read_values == -448).all()
+
+
+def test_fp8_slots_that_nothing_was_written_to_are_zeros() -> None:
+    keys, values = fp8_cache().read(0, torch.arange(8), torch.bfloat16)
+    assert not keys.any()
+    assert not values.any()

@@ -159,3 +159,18 @@ def test_packed_feed_forward_is_closer_to_float32_than_the_module() -> None:
     error_of_module = (half(inputs).float() - exact).norm()
     error = (feed_forward(half)(inputs.to(ACTIVATIONS)).float() - exact).norm()
     assert error <= error_of_module
+
+
+class Quantized(Tensor):
+    """As quantised checkpoints have them: a matrix like any other, but not one of torch's."""
+
+
+def test_weights_that_are_not_torchs_own_are_left_to_their_modules() -> None:
+    modules = linears(16, 8, dtype=torch.bfloat16)
+    for module in modules:
+        weight = module.weight.detach().as_subclass(Quantized)
+        module.weight = nn.Parameter(weight, requires_grad=False)
+    rows = hidden(5, torch.bfloat16)
+    product = projection(*modules)(rows)
+    assert torch.equal(product, torch.cat([module(rows) for module in modules], dim=-1))
+    assert [module.weight.numel() for module in modules] == [16 * 32, 8 * 32]

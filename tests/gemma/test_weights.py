@@ -7,7 +7,8 @@ import torch
 
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.dummy import Gemma3Model, dummy_config, empty_model
-from gemma_serve.gemma.weights import WHOLE, share_layers
+from gemma_serve.gemma.quantization.matrices import quantized_shapes
+from gemma_serve.gemma.weights import WHOLE, require_memory, share_layers
 
 GIB = 1024**3
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -52,3 +53,22 @@ def test_model_that_fits_no_gpus_is_refused_with_numbers() -> None:
         "model: google/gemma-3-27b-it has 51.1 GiB of weights, which do not fit the GPUs, with "
         "24.0, 20.0 GiB free: give each replica more or larger GPUs (gpus_per_replica)"
     )
+
+
+def test_model_that_fits_neither_machine_nor_gpu_is_refused_with_what_would_fit() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        require_memory(shapes_of("12b"), 16 * GIB, "google/gemma-3-12b-it", "the GPU")
+    assert str(caught.value) == (
+        "model: google/gemma-3-12b-it has 22.7 GiB of weights, and the GPU has 16.0 GiB free: it "
+        "would fit with quantization: bitsandbytes-8bit (12.7 GiB), bitsandbytes-4bit (8.3 GiB), "
+        "torchao-int8 (12.7 GiB), torchao-int4 (9.2 GiB), fp8 (12.7 GiB); or in bfloat16 with a "
+        "smaller size: 270m (0.5 GiB), 1b (1.9 GiB), 4b (8.0 GiB)"
+    )
+    require_memory(shapes_of("12b"), 23 * GIB, "google/gemma-3-12b-it", "the GPU")
+
+
+def test_quantised_layers_are_shared_by_the_sizes_that_they_will_have() -> None:
+    """27B in 4 bits is spread over two GPUs of 16 GB, which do not hold it in 16."""
+    shapes = quantized_shapes(dummy_config("27b"), torch.bfloat16, "bitsandbytes-4bit")
+    device_map = share_layers(shapes, [15 * GIB, 15 * GIB], "27b")
+    assert set(device_map.values()) == {FIRST, SECOND}

@@ -5,6 +5,7 @@ Masking is the backend's whole duty: nothing else in the model knows windows or 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ class PagedAttention(ABC):
 
     All keys and values of the step are written before any of its queries attends.
     """
+
+    reads_fp8: ClassVar[bool] = False
+    """Whether the cache may hold float8: only what reads it through ``KVCache.read`` need not know
+    how it is stored."""
 
     def __init__(self, cache: KVCache, chunks: Sequence[Chunk]) -> None:
         self._cache = cache

@@ -10,6 +10,8 @@ from gemma_serve.gemma.attention.step import Chunk
 class ReferenceAttention(PagedAttention):
     """One dense float32 mask and softmax per sequence and layer. Slow."""
 
+    reads_fp8 = True
+
     def _attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
         return torch.cat([self._attend_chunk(c, layer, query, scale) for c in self._chunks])
 

@@ -75,6 +75,8 @@ class SdpaAttention(PagedAttention):
     They are copied without waiting, which would let a GPU run dry in the middle of the step.
     """
 
+    reads_fp8 = True
+
     def __init__(self, cache: KVCache, chunks: Sequence[Chunk]) -> None:
         super().__init__(cache, chunks)
         self._decoding = [c for c in chunks if c.end - c.start == 1 and not c.images]
