@@ -204,6 +204,7 @@ async def test_stored_calls_are_continued_with_their_results(stream: bool) -> No
 
 
 NAMED = {"type": "function", "name": "get_time"}
+NAMED_WEATHER = {"type": "function", "name": "get_weather"}
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,13 @@ async def test_call_that_must_be_made_is_a_constraint_and_is_told_again(
     constraint = client.requests[0].output_constraint
     assert constraint is not None
     assert list(json.loads(constraint.value)["$defs"]) == names
+
+
+async def test_format_of_the_text_says_nothing_of_a_call_that_must_be_made() -> None:
+    text = {"format": {"type": "json_object"}}
+    request = await requested(tools=[WEATHER], tool_choice=NAMED_WEATHER, text=text)
+    assert request.output_constraint is not None
+    assert request.output_constraint.kind == "json_schema"
 
 
 async def test_some_functions_may_be_called() -> None:
@@ -296,15 +304,7 @@ async def test_small_model_answers_in_text() -> None:
             "tool_choice.tools[0].name",
             "invalid_value",
         ),
-        (
-            {
-                "tools": [TIME],
-                "tool_choice": "required",
-                "text": {"format": {"type": "json_object"}},
-            },
-            "text.format",
-            "invalid_value",
-        ),
+        ({"tools": [TIME], "tool_choice": "required", "regex": "a"}, "regex", "invalid_value"),
     ],
 )
 async def test_mistake_is_a_400_that_names_the_field(
