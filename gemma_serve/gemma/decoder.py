@@ -20,7 +20,7 @@ from transformers.models.gemma3.modeling_gemma3 import (
     Gemma3RotaryEmbedding,
 )
 
-from gemma_serve.gemma.attention.paged import PagedAttention
+from gemma_serve.gemma.attention.base import StepAttention
 from gemma_serve.gemma.dummy import Gemma3Model
 from gemma_serve.gemma.projections import (
     Projection,
@@ -73,7 +73,7 @@ class Decoder:
         self._head = output_projection(model.lm_head)
         self._dtype = _activation_dtype(text_model.norm)
 
-    def forward(self, embeddings: Tensor, positions: Tensor, attention: PagedAttention) -> Tensor:
+    def forward(self, embeddings: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
         """Hidden states before the final norm, ``[num_tokens, hidden_size]`` float32.
 
         ``embeddings``: ``[num_tokens, hidden_size]``. ``positions``: ``[num_tokens]`` int64.
@@ -156,14 +156,14 @@ class _Layer:
         self._output = projection(attention.o_proj)
         self._feed_forward: Projection = feed_forward(layer.mlp)
 
-    def add_to(self, hidden: Tensor, rotation: _Rotation, attention: PagedAttention) -> None:
+    def add_to(self, hidden: Tensor, rotation: _Rotation, attention: StepAttention) -> None:
         """Add what the layer finds to ``hidden``, ``[num_tokens, hidden_size]`` float32."""
         attended = self._attend(self._before_attention(hidden), rotation, attention)
         hidden += self._after_attention(self._output(attended).float())
         fed_forward = self._feed_forward(self._before_feed_forward(hidden).to(self._dtype))
         hidden += self._after_feed_forward(fed_forward.float())
 
-    def _attend(self, hidden: Tensor, rotation: _Rotation, attention: PagedAttention) -> Tensor:
+    def _attend(self, hidden: Tensor, rotation: _Rotation, attention: StepAttention) -> Tensor:
         """``[num_tokens, num_heads * head_dim]``."""
         qkv = self._qkv(hidden.to(self._dtype))
         heads = qkv.view(len(hidden), -1, self._head_dim)
