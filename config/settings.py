@@ -19,7 +19,12 @@ from pydantic import (
 )
 
 from config.mistakes import describe_mistakes
-from gemma_serve.engine.config import CacheDType, EngineConfig, Speculation
+from gemma_serve.engine.config import (
+    AttentionSetting,
+    CacheDType,
+    EngineConfig,
+    Speculation,
+)
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.checkpoints import served_name
 from gemma_serve.gemma.config import Device, DType, ModelConfig, Quantization
@@ -125,6 +130,15 @@ class AppSettings(BaseModel):
     """Memory per replica for what the vision tower made of images seen lately, such as ``1GiB``, so
     that it need not look at them again; 0 keeps nothing. By default 256 MiB on a CPU and 1 % of a
     GPU: one of 80 GB remembers about 300 images with 27B, in less memory than a chat's."""
+
+    attention: AttentionSetting = _ENGINE.attention
+    """Whose kernels compute attention: ``triton`` (our own), ``varlen`` (torch's FlashAttention,
+    over pages), ``sdpa`` (torch's, over gathered keys) or ``reference`` (slow; to compare with).
+    ``auto`` takes the first of them that passes a trial at start-up, on a CPU ``sdpa``; the log
+    says which."""
+    enforce_eager: bool = _ENGINE.enforce_eager
+    """Launch every operation of a decode step from Python instead of replaying CUDA graphs, which
+    are recorded at start-up and take memory. Slower on a GPU; a CPU has no graphs anyway."""
 
     enable_prefix_cache: bool = _ENGINE.enable_prefix_cache
     """Keep keys and values of answered prompts while memory lasts, so that the next turn of a chat
@@ -253,6 +267,8 @@ class AppSettings(BaseModel):
             vision_cache_memory_bytes=None
             if self.vision_cache_memory is None
             else int(self.vision_cache_memory),
+            attention=self.attention,
+            enforce_eager=self.enforce_eager,
             enable_prefix_cache=self.enable_prefix_cache,
             speculation=self.speculation,
             num_speculative_tokens=self.num_speculative_tokens,

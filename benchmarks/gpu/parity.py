@@ -114,6 +114,6 @@ def _chunks(spans: Spans, num_blocks: int, num_groups: int) -> list[Chunk]:
     for start, end, images in spans:
         num = -(-end // _BLOCK_SIZE)
         blocks = tuple([free.pop() for _ in range(num)] for _ in range(num_groups))
-        chunks.append(Chunk(row=row, start=start, end=end, images=images, blocks=blocks))
+        chunks.append(Chunk(row, start, end, images, blocks, blocks_id=(len(chunks), 0)))
         row += end - start
     return chunks

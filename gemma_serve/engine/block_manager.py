@@ -42,7 +42,7 @@ def max_blocks_held(
 class BlockTable:
     """The blocks of one sequence. Changed by ``BlockManager`` alone."""
 
-    __slots__ = ("chain", "groups", "num_full", "num_released", "resume_points")
+    __slots__ = ("chain", "groups", "num_freed", "num_full", "num_released", "resume_points")
 
     def __init__(self, num_groups: int, chain: BlockChain | None) -> None:
         self.chain = chain
@@ -53,6 +53,8 @@ class BlockTable:
         """Per group: how many of the first entries are not there and must not be read."""
         self.num_full = 0
         """Leading blocks whose tokens are all computed."""
+        self.num_freed = 0
+        """How often all blocks were given back; in between, entries are only added."""
         self.resume_points: tuple[int, ...] = ()
         """Numbers of leading blocks behind which a later request is likely to part."""
 
@@ -165,6 +167,7 @@ class BlockManager:
             blocks.clear()
             table.num_released[group] = 0
         table.num_full = 0
+        table.num_freed += 1
 
     def _make_known(self, table: BlockTable, digests: Sequence[bytes]) -> None:
         """``digests``: of the blocks that have become full."""

@@ -5,6 +5,7 @@ from typing import Literal
 
 from gemma_serve.errors import ConfigurationError
 
+AttentionSetting = Literal["auto", "triton", "varlen", "sdpa", "reference"]
 Speculation = Literal["off", "prompt_lookup"]
 CacheDType = Literal["auto", "fp8"]
 
@@ -29,6 +30,11 @@ class EngineConfig:
     """How keys and values are stored; ``auto`` is as the model computes them."""
     vision_cache_memory_bytes: int | None = None
     """Memory for features of images seen lately; 0 keeps none, ``None``: sized from the device."""
+
+    attention: AttentionSetting = "auto"
+    """Whose attention kernels compute; ``auto``: the fastest that work here."""
+    enforce_eager: bool = False
+    """Launch each operation of a decode step by itself, although a GPU could replay them all."""
 
     enable_prefix_cache: bool = True
     """Whether prompts that begin alike share keys and values, also one after the other."""

@@ -87,7 +87,9 @@ class _Parameters:
     ) -> Tensor:
         """The table of parameters of ``rows``, in that order: ``[len(rows), num_parameters]``."""
         values = [_parameter_values(row, states[row]) for row in rows]
-        return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
+        # Copied without waiting from pinned memory alone.
+        host = torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda")
+        return host.to(device, non_blocking=True)
 
     @classmethod
     def of(cls, table: Tensor) -> "_Parameters":

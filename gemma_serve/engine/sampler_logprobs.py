@@ -41,7 +41,7 @@ class RowLogprobs:
         if not counts:
             return None
         max_count = min(max(1, *counts.values()), logits.shape[1])
-        asked = logits if len(counts) == len(logits) else logits[list(counts)]
+        asked = _rows(logits, list(counts))
         passes = [
             most_probable(rows, max_count)
             for rows in torch.split(asked, rows_per_pass(len(asked), logits.device))
@@ -56,18 +56,28 @@ class RowLogprobs:
         still: what was ruled out since cannot have been sampled.
         """
         rows = list(self.counts)
-        chosen_ids = torch.tensor([token_ids[row] for row in rows]).to(logits.device)
-        chosen = logits[rows].gather(1, chosen_ids.unsqueeze(1))  # [num_rows, 1]
+        chosen_ids = torch.tensor([[token_ids[row]] for row in rows])
+        chosen_ids = chosen_ids.to(logits.device, non_blocking=True)
+        chosen = _rows(logits, rows).gather(1, chosen_ids)  # [num_rows, 1]
         logprobs = torch.cat((chosen, self.top_logits), dim=1).double() - self.log_totals
         logprobs = logprobs.nan_to_num(nan=LOGPROB_OF_NEVER, neginf=LOGPROB_OF_NEVER)
         logprobs = logprobs.clamp(min=LOGPROB_OF_NEVER, max=0.0)
-        reported_ids = torch.cat((chosen_ids.unsqueeze(1), self.top_ids), dim=1)
+        reported_ids = torch.cat((chosen_ids, self.top_ids), dim=1)
+        # One copy to the host for both; float64 holds every id.
+        ids, values = torch.stack((reported_ids.double(), logprobs)).tolist()
         return {
-            row: tuple(zip(ids[: 1 + count], values[: 1 + count], strict=True))
-            for (row, count), ids, values in zip(
-                self.counts.items(), reported_ids.tolist(), logprobs.tolist(), strict=True
+            row: tuple(zip(map(int, ids_of_row[: 1 + count]), of_row[: 1 + count], strict=True))
+            for (row, count), ids_of_row, of_row in zip(
+                self.counts.items(), ids, values, strict=True
             )
         }
+
+
+def _rows(logits: Tensor, rows: list[int]) -> Tensor:
+    if len(rows) == len(logits):
+        return logits
+    # A list as index would be copied to the device with waiting.
+    return logits.index_select(0, torch.tensor(rows).to(logits.device, non_blocking=True))
 
 
 def _log_totals(logits: Tensor, maximum: Tensor) -> Tensor:

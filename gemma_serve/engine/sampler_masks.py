@@ -36,7 +36,7 @@ class MaskApplier:
                 0, packed[start : start + step].flatten().int()
             )
             ceilings = ceilings.view(-1, packed.shape[1] * 8)[:, : self._vocab_size]
-            index = _index(rows[start : start + step])
+            index = _index(rows[start : start + step], self._device)
             logits[index] = torch.minimum(logits[index], ceilings)
 
     def _upload(self, masks: Mapping[int, bytes]) -> Tensor:
@@ -48,8 +48,8 @@ class MaskApplier:
         return packed.to(self._device, non_blocking=True)
 
 
-def _index(rows: list[int]) -> slice | list[int]:
+def _index(rows: list[int], device: torch.device) -> slice | Tensor:
     """A slice where there are no gaps: it makes views instead of copies."""
     if rows[-1] - rows[0] == len(rows) - 1:
         return slice(rows[0], rows[-1] + 1)
-    return rows
+    return torch.tensor(rows).to(device, non_blocking=True)  # a list would be copied with waiting

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 
 from gemma_serve.engine.config import EngineConfig
-from gemma_serve.engine.model_runner import ModelRunner
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.cache_sizing import (
     DeviceMemory,
@@ -15,6 +14,7 @@ from gemma_serve.gemma.cache_sizing import (
 )
 from gemma_serve.gemma.kv_cache import CacheLayout
 from gemma_serve.gemma.loading import LoadedGemma
+from gemma_serve.gemma.model_runner import GemmaModelRunner
 from gemma_serve.gemma.out_of_memory import memory_errors
 from gemma_serve.gemma.profiling import largest_steps, measure_gpus
 
@@ -35,7 +35,7 @@ def kv_cache_budget(
     config: EngineConfig,
     *,
     max_model_len: int,
-    make_runner: Callable[[], ModelRunner],
+    make_runner: Callable[[], GemmaModelRunner],
 ) -> int:
     """Bytes for keys and values: the operator's, or what the devices have to give.
 
@@ -54,7 +54,7 @@ def _gpu_budget(
     layout: CacheLayout,
     config: EngineConfig,
     max_model_len: int,
-    make_runner: Callable[[], ModelRunner],
+    make_runner: Callable[[], GemmaModelRunner],
 ) -> int:
     steps = largest_steps(
         config,

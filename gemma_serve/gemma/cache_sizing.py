@@ -36,7 +36,7 @@ class DeviceMemory:
     free_bytes: int
     """With the weights loaded and nothing else."""
     step_bytes: int
-    """What the largest step takes at its peak."""
+    """What the runner, its recorded steps and the largest step at its peak take."""
     vision_cache_bytes: int = 0
     """What features of images may take here."""
     num_planes: int

@@ -9,10 +9,18 @@ from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import Scheduler
 from gemma_serve.engine.speculation import Speculation
 from gemma_serve.errors import ConfigurationError
-from gemma_serve.gemma.attention.paged import PagedAttention
-from gemma_serve.gemma.attention.sdpa import SdpaAttention
+from gemma_serve.gemma.attention.base import AttentionFactory
+from gemma_serve.gemma.attention.device import DeviceBackend
+from gemma_serve.gemma.attention.selection import (
+    AttentionNeeds,
+    CacheAttention,
+    SelectedAttention,
+    select_attention,
+)
 from gemma_serve.gemma.cache_budget import kv_cache_budget, vision_cache_budget
 from gemma_serve.gemma.cache_sizing import log_capacity, num_cache_blocks
+from gemma_serve.gemma.cuda_graphs import GraphRecorder
+from gemma_serve.gemma.decode_steps import DecodeSteps
 from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.forbidden_tokens import forbidden_token_ids
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
@@ -24,14 +32,14 @@ from gemma_serve.gemma.token_bytes import control_token_names, token_bytes
 
 
 def build_engine(
-    gemma: LoadedGemma, config: EngineConfig, attention: type[PagedAttention] = SdpaAttention
+    gemma: LoadedGemma, config: EngineConfig, attention: AttentionFactory | None = None
 ) -> Engine:
     """Put cache, scheduler, sampler and runner of one loaded model together.
 
-    Raises ``ConfigurationError`` if the devices cannot hold what ``config`` asks for.
+    ``attention``: instead of what ``config`` names. Raises ``ConfigurationError`` if the devices
+    cannot hold what ``config`` asks for.
     """
     _check_images_fit(gemma, config)
-    _check_cache_is_read(attention, config)
     longest = max_model_len(gemma, config)
     layout = _cache_layout(gemma, config)
     vocab_size = gemma.model.lm_head.out_features
@@ -41,12 +49,20 @@ def build_engine(
         device=gemma.model.lm_head.weight.device,
     )
     vision_bytes = vision_cache_budget(gemma, config)
-    decoder = Decoder(gemma.model)
+    selected = _select_attention(gemma, layout, config, attention)
+    decoder = Decoder(gemma.model, norms="triton" if selected.uses_triton else "torch")
 
     def make_runner(num_blocks: int) -> GemmaModelRunner:
         cache = KVCache(layout, num_blocks=num_blocks, block_size=config.block_size)
+        of_cache = selected.over(cache)
         return GemmaModelRunner(
-            gemma, decoder, cache, sampler, attention, vision_cache_bytes=vision_bytes
+            gemma,
+            decoder,
+            cache,
+            sampler,
+            of_cache.begin,
+            vision_cache_bytes=vision_bytes,
+            decode_steps=_decode_steps(gemma, decoder, of_cache.backend, config),
         )
 
     budget = kv_cache_budget(
@@ -54,6 +70,7 @@ def build_engine(
     )
     num_blocks = num_cache_blocks(layout, config, budget_bytes=budget, max_model_len=longest)
     runner = _with_room(lambda: make_runner(num_blocks), budget)
+    runner.record_decode_steps()
     log_capacity(layout, config, num_blocks, max_model_len=longest)
     block_manager = BlockManager(
         num_blocks=num_blocks, block_size=config.block_size, windows=layout.windows
@@ -110,6 +127,43 @@ def _cache_layout(gemma: LoadedGemma, config: EngineConfig) -> CacheLayout:
     return CacheLayout.of(text_model.config, layer_devices, dtype)
 
 
+def _select_attention(
+    gemma: LoadedGemma,
+    layout: CacheLayout,
+    config: EngineConfig,
+    attention: AttentionFactory | None,
+) -> SelectedAttention:
+    if attention is not None:
+        _check_cache_is_read(attention, config)
+        return SelectedAttention(lambda _: CacheAttention(attention))
+    needs = AttentionNeeds(
+        layout=layout,
+        num_heads=gemma.model.get_decoder().config.num_attention_heads,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len(gemma, config),
+    )
+    return select_attention(config.attention, needs)
+
+
+def _decode_steps(
+    gemma: LoadedGemma, decoder: Decoder, backend: DeviceBackend | None, config: EngineConfig
+) -> DecodeSteps | None:
+    """Where they can be recorded: on one GPU, by kernels that read their step from its memory."""
+    if backend is None or config.enforce_eager:
+        return None
+    devices = {parameter.device for parameter in gemma.model.get_decoder().parameters()}
+    if len(devices) > 1 or (device := devices.pop()).type != "cuda":
+        return None
+    return DecodeSteps(
+        decoder,
+        gemma.model.get_decoder().embed_tokens,
+        backend,
+        max_num_tokens=config.max_sampled_rows,
+        record=GraphRecorder(device),
+    )
+
+
 def _with_room(make_runner: Callable[[], GemmaModelRunner], num_bytes: int) -> GemmaModelRunner:
     try:
         with memory_errors():
@@ -121,11 +175,12 @@ def _with_room(make_runner: Callable[[], GemmaModelRunner], num_bytes: int) -> G
         ) from error
 
 
-def _check_cache_is_read(attention: type[PagedAttention], config: EngineConfig) -> None:
-    if config.kv_cache_dtype == "fp8" and not attention.reads_fp8:
+def _check_cache_is_read(attention: AttentionFactory, config: EngineConfig) -> None:
+    if config.kv_cache_dtype == "fp8" and not getattr(attention, "reads_fp8", False):
+        name = getattr(attention, "__name__", "the attention")
         raise ConfigurationError(
-            f"kv_cache_dtype: fp8 is not read by {attention.__name__}, which computes attention "
-            "here: leave it out"
+            f"kv_cache_dtype: fp8 is not read by {name}, which computes attention here: leave it "
+            "out"
         )
 
 

@@ -148,6 +148,11 @@ class KVCache:
             torch.zeros(shape, dtype=layout.dtype, device=device) for device in layout.plane_devices
         ]
 
+    def plane(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Where the layer's keys and values lie: ``[num_slots, num_kv_heads * head_dim]`` each."""
+        keys, values = self._planes[self.layout.places[layer].plane]
+        return keys, values
+
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store ``keys`` and ``values`` ``[num_tokens, num_kv_heads, head_dim]`` at ``slots``."""
         for half, new in zip(self._halves(layer), (keys, values), strict=True):

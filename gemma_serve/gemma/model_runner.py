@@ -10,9 +10,10 @@ from gemma_serve.engine.model_runner import SampledToken
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
 from gemma_serve.engine.sequence import ImageSpan
-from gemma_serve.gemma.attention.paged import PagedAttention
+from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.attention.sdpa import SDPA_KERNELS
 from gemma_serve.gemma.attention.step import Chunk
+from gemma_serve.gemma.decode_steps import DecodeSteps
 from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.kv_cache import KVCache
 from gemma_serve.gemma.loading import LoadedGemma
@@ -30,16 +31,20 @@ class GemmaModelRunner:
         decoder: Decoder,
         cache: KVCache,
         sampler: Sampler,
-        attention: type[PagedAttention],
+        attention: AttentionFactory,
         *,
         vision_cache_bytes: int = 0,
+        decode_steps: DecodeSteps | None = None,
     ) -> None:
+        """``decode_steps``: over the same ``decoder`` and ``cache``; they take the steps that they
+        can once they are recorded."""
         model = gemma.model
         self._embed_tokens = model.get_decoder().embed_tokens
         self._decoder = decoder
         self._cache = cache
         self._sampler = sampler
         self._attention = attention
+        self._decode_steps = decode_steps
         self._vision = (
             VisionEncoder(
                 model,
@@ -52,6 +57,11 @@ class GemmaModelRunner:
         )
         self._device = self._embed_tokens.weight.device
 
+    def record_decode_steps(self) -> None:
+        """Have decode steps recorded, if any can be; takes seconds, and memory that stays."""
+        if self._decode_steps is not None:
+            self._decode_steps.record()
+
     @memory_errors()
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
@@ -62,9 +72,7 @@ class GemmaModelRunner:
         score_prompts(batch, hidden_states, self._decoder)
         if not batch.sampling:
             return []
-        # A list as index would be copied to the device only after all of the step has run there.
-        rows = torch.tensor(_sampling_rows(batch)).to(hidden_states.device, non_blocking=True)
-        logits = self._decoder.logits(hidden_states[rows])  # [num_rows, vocab_size]
+        logits = self._decoder.logits(_sampling(batch, hidden_states))  # [num_rows, vocab_size]
         return self._sampler.sample(logits, states, masks)
 
     @torch.inference_mode()
@@ -74,11 +82,15 @@ class GemmaModelRunner:
 
     @sdpa_kernel([*SDPA_KERNELS])
     def _forward(self, batch: ScheduledBatch) -> Tensor:
-        """Compute keys and values. Returns what ``Decoder.forward`` does."""
+        """Compute keys and values. Returns what ``Decoder.forward`` does, good until the next."""
+        chunks = chunks_of(batch)
+        if self._decode_steps is not None and self._decode_steps.takes(chunks):
+            token_ids = [i for s in batch.scheduled for i in s.token_ids]
+            return self._decode_steps.run(token_ids, chunks)
         return self._decoder.forward(
             self._embed(batch),
             _positions(batch).to(self._device, non_blocking=True),
-            self._attention(self._cache, _chunks(batch)),
+            self._attention(self._cache, chunks),
         )
 
     def _embed(self, batch: ScheduledBatch) -> Tensor:
@@ -104,12 +116,17 @@ def _rows(batch: ScheduledBatch) -> Iterator[tuple[int, ScheduledSequence]]:
         row += scheduled.end - scheduled.start
 
 
-def _sampling_rows(batch: ScheduledBatch) -> list[int]:
-    return [
+def _sampling(batch: ScheduledBatch, hidden_states: Tensor) -> Tensor:
+    """The rows of the tokens from which sequences sample."""
+    rows = [
         sampling_row
         for row, s in _rows(batch)
         for sampling_row in range(row + s.end - s.start - s.num_sampled, row + s.end - s.start)
     ]
+    if len(rows) == len(hidden_states):
+        return hidden_states
+    # A list as index would be copied to the device only after all of the step has run there.
+    return hidden_states[torch.tensor(rows).to(hidden_states.device, non_blocking=True)]
 
 
 def _positions(batch: ScheduledBatch) -> Tensor:
@@ -125,7 +142,8 @@ def _image_rows(batch: ScheduledBatch) -> list[tuple[slice, ImageSpan]]:
     ]
 
 
-def _chunks(batch: ScheduledBatch) -> list[Chunk]:
+def chunks_of(batch: ScheduledBatch) -> list[Chunk]:
+    """What attention must know of the step."""
     return [
         Chunk(
             row=row,
@@ -133,6 +151,7 @@ def _chunks(batch: ScheduledBatch) -> list[Chunk]:
             end=s.end,
             images=tuple((image.start, image.end) for image in s.images),
             blocks=tuple(s.sequence.block_table.groups),
+            blocks_id=(s.sequence.arrival, s.sequence.block_table.num_freed),
         )
         for row, s in _rows(batch)
     ]

@@ -9,10 +9,10 @@ import torch
 from gemma_serve.engine.block_manager import BlockManager, BlockTable
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.detokenizer import Detokenizer
-from gemma_serve.engine.model_runner import ModelRunner
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
+from gemma_serve.gemma.model_runner import GemmaModelRunner
 from gemma_serve.generation import SamplingParams, VisionInput
 
 
@@ -58,15 +58,15 @@ def largest_steps(
 
 @dataclass(frozen=True, slots=True)
 class GpuUse:
-    """``free_bytes``: of the GPU, with the weights loaded. ``step_bytes``: what the largest step
-    takes of them at its peak."""
+    """``free_bytes``: of the GPU, with the weights loaded. ``step_bytes``: what the runner, its
+    recorded steps and the largest step at its peak take of them."""
 
     free_bytes: int
     step_bytes: int
 
 
 def measure_gpus(
-    make_runner: Callable[[], ModelRunner],
+    make_runner: Callable[[], GemmaModelRunner],
     steps: Iterable[ScheduledBatch],
     devices: Collection[torch.device],
 ) -> dict[torch.device, GpuUse]:
@@ -75,25 +75,39 @@ def measure_gpus(
     ``devices``: the GPUs that hold the model. Raises ``MemoryError`` if one is too small.
     """
     torch.cuda.empty_cache()  # what loading the weights left behind
-    step_bytes = _peak_bytes(make_runner(), steps, devices)
+    step_bytes = _bytes_taken(make_runner, steps, devices)
     torch.cuda.empty_cache()
     # Only now: the libraries' own workspaces, which stay, were made by the first step.
-    return {
-        device: GpuUse(torch.cuda.mem_get_info(device)[0], step_bytes[device]) for device in devices
-    }
+    return {device: GpuUse(_free_bytes(device), step_bytes[device]) for device in devices}
 
 
-def _peak_bytes(
-    runner: ModelRunner, steps: Iterable[ScheduledBatch], devices: Collection[torch.device]
+def _bytes_taken(
+    make_runner: Callable[[], GemmaModelRunner],
+    steps: Iterable[ScheduledBatch],
+    devices: Collection[torch.device],
 ) -> dict[torch.device, int]:
+    allocated_before = {device: torch.cuda.memory_allocated(device) for device in devices}
+    runner = make_runner()
+    own = {d: torch.cuda.memory_allocated(d) - allocated_before[d] for d in devices}
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
     for step in steps:
         runner.run(step)
-    return {
-        device: torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-        for device in devices
+    peaks = {
+        d: torch.cuda.max_memory_allocated(d) - torch.cuda.memory_allocated(d) for d in devices
     }
+    torch.cuda.empty_cache()
+    free_before = {device: _free_bytes(device) for device in devices}
+    runner.record_decode_steps()
+    torch.cuda.empty_cache()
+    # Asked of the driver: torch does not count what graphs themselves take.
+    recorded = {device: free_before[device] - _free_bytes(device) for device in devices}
+    return {device: own[device] + peaks[device] + recorded[device] for device in devices}
+
+
+def _free_bytes(device: torch.device) -> int:
+    num_free, _ = torch.cuda.mem_get_info(device)
+    return num_free
 
 
 def _images(start: int, end: int, vision: VisionInput) -> tuple[ImageSpan, ...]:

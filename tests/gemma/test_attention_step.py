@@ -2,7 +2,7 @@ from gemma_serve.gemma.attention.step import Chunk, Segment
 
 
 def make_chunk(start: int, end: int, *images: tuple[int, int], row: int = 0) -> Chunk:
-    return Chunk(row=row, start=start, end=end, images=images, blocks=())
+    return Chunk(row=row, start=start, end=end, images=images, blocks=(), blocks_id=(0, 0))
 
 
 def test_text_is_one_causal_segment() -> None:

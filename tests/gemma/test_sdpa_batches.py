@@ -13,7 +13,7 @@ def batches(*lengths: int, group: int = 0) -> list[list[int]]:
     config = tiny_text_model().config
     layout = CacheLayout.of(config, [torch.device("cpu")] * 6, torch.float32)
     chunks = [
-        Chunk(row=row, start=length - 1, end=length, images=(), blocks=())
+        Chunk(row=row, start=length - 1, end=length, images=(), blocks=(), blocks_id=(row, 0))
         for row, length in enumerate(lengths)
     ]
     attention = SdpaAttention(KVCache(layout, num_blocks=1, block_size=1), chunks)

@@ -3,22 +3,20 @@
 Masking is the backend's whole duty: nothing else in the model knows windows or images.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from gemma_serve.gemma.attention.base import StepAttention
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.kv_cache import KVCache
 
 
-class PagedAttention(ABC):
-    """Attention of one step over the paged cache, for all layers.
-
-    All keys and values of the step are written before any of its queries attends.
-    """
+class PagedAttention(StepAttention):
+    """Attention that the host plans, sequence by sequence."""
 
     reads_fp8: ClassVar[bool] = False
     """Whether the cache may hold float8: only what reads it through ``KVCache.read`` need not know
@@ -30,10 +28,7 @@ class PagedAttention(ABC):
         self._slots: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Queries ``[num_tokens, num_heads, head_dim]``, keys and values with ``num_kv_heads``.
-
-        Returns the shape of the queries.
-        """
+        """As ``StepAttention.attend``."""
         group = self._cache.layout.places[layer].group
         slots = self._slots_of_step(group, query.device)
         self._cache.write(layer, slots, key, value)

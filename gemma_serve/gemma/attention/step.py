@@ -46,6 +46,8 @@ class Chunk:
     blocks: tuple[Sequence[int], ...]
     """Per cache group: the blocks of the sequence's tokens from position 0 on. Those behind the
     window may have new owners and are not read."""
+    blocks_id: tuple[int, int]
+    """Names the blocks: while it is the same, more may be added, and those there stay."""
 
     def segments(self) -> Iterator[Segment]:
         """The chunk's tokens, each in one segment, in order."""
