@@ -70,6 +70,8 @@ def best_count(hit_rates: tuple[float, float], most: int, *, cost: float, num_de
     step's duration, as a share of it.
     """
     chance, further = hit_rates
+    if chance == 0:
+        return 0
     best, best_gain, num_hits = 0, 1 + _MIN_GAIN / num_decoding, 0.0
     for count in range(1, most + 1):
         num_hits += chance
