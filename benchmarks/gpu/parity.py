@@ -110,7 +110,8 @@ def _one_layer_of_each_kind(layout: CacheLayout) -> CacheLayout:
 def _chunks(spans: Spans, num_blocks: int, num_groups: int) -> list[Chunk]:
     """One for each span, in blocks that lie anywhere."""
     free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
-    chunks, row = [], 0
+    chunks: list[Chunk] = []
+    row = 0
     for start, end, images in spans:
         num = -(-end // _BLOCK_SIZE)
         blocks = tuple([free.pop() for _ in range(num)] for _ in range(num_groups))
