@@ -1,7 +1,6 @@
 """Every attention backend beside the reference, on the shapes of every size."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 import torch
@@ -9,18 +8,22 @@ from torch import Tensor
 
 from benchmarks.gpu.findings import Finding, Target
 from benchmarks.gpu.models import config_of
-from gemma_serve.gemma.attention.paged import PagedAttention
+from gemma_serve.engine.config import AttentionSetting
+from gemma_serve.errors import ConfigurationError
+from gemma_serve.gemma.attention.base import StepAttention
 from gemma_serve.gemma.attention.reference import ReferenceAttention
-from gemma_serve.gemma.attention.sdpa import SdpaAttention
+from gemma_serve.gemma.attention.selection import AttentionNeeds, select_attention
 from gemma_serve.gemma.attention.step import Chunk
-from gemma_serve.gemma.kv_cache import CacheLayout, KVCache, LayerPlace
+from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.quantization.fp8 import FP8
 
-BACKENDS: Final[Mapping[str, type[PagedAttention]]] = {"sdpa": SdpaAttention}
+_BACKENDS: Final[tuple[AttentionSetting, ...]] = ("triton", "varlen", "sdpa")
 _BLOCK_SIZE: Final = 16
 _LARGEST_ERROR: Final = 0.05
 """Of outputs up to 4, where bfloat16's last bit is 0.016. A wrong mask is off by about 1."""
 
+Backend = Callable[[KVCache, list[Chunk]], StepAttention]
+"""Begins a step over a cache."""
 Spans = tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]
 """Per sequence: ``(start, end, images)`` of what the step computes."""
 
@@ -38,15 +41,22 @@ def cases(window: int) -> Mapping[str, Spans]:
 
 
 def compare(size: str, device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
-    """The largest error of each backend over all cases, for each kind of cache it reads."""
+    """The largest error of each backend over all cases, for each kind of cache it reads.
+
+    Those that do not work here are left out.
+    """
     config = config_of(size).get_text_config()
     layers = [device] * config.num_hidden_layers
-    for name, backend in BACKENDS.items():
-        for stored in (dtype, FP8) if backend.reads_fp8 else (dtype,):
-            layout = _one_layer_of_each_kind(CacheLayout.of(config, layers, stored))
+    steps = cases(config.sliding_window).values()
+    for name in _BACKENDS:
+        for stored in (dtype, FP8):
+            layout = CacheLayout.of(config, layers, stored).one_layer_per_window()
+            backend = _backend(name, layout, config.num_attention_heads, steps)
+            if backend is None:
+                continue
             errors = [
                 largest_error(backend, layout, dtype, config.num_attention_heads, spans)
-                for spans in cases(config.sliding_window).values()
+                for spans in steps
             ]
             label = ", fp8 cache" if stored == FP8 else ""
             yield Finding(
@@ -57,9 +67,28 @@ def compare(size: str, device: torch.device, dtype: torch.dtype) -> Iterator[Fin
             )
 
 
+def _backend(
+    name: AttentionSetting, layout: CacheLayout, num_heads: int, steps: Collection[Spans]
+) -> Backend | None:
+    """``None`` if it does not work on this machine or with this cache."""
+    needs = AttentionNeeds(
+        layout=layout,
+        num_heads=num_heads,
+        block_size=_BLOCK_SIZE,
+        max_num_seqs=max(map(len, steps)),
+        max_model_len=max(end for spans in steps for _, end, _ in spans),
+    )
+    try:
+        selected = select_attention(name, needs)
+    except ConfigurationError as obstacle:
+        print(f"  left out: {obstacle}")
+        return None
+    return lambda cache, chunks: selected.over(cache).begin(cache, chunks)
+
+
 @torch.inference_mode()
 def largest_error(
-    backend: Callable[[KVCache, list[Chunk]], PagedAttention],
+    backend: Backend,
     layout: CacheLayout,
     dtype: torch.dtype,
     num_heads: int,
@@ -95,16 +124,6 @@ def largest_error(
         )
         errors.append((found - expected).abs().max())
     return float(torch.stack(errors).max())  # Python's max() would lose a NaN
-
-
-def _one_layer_of_each_kind(layout: CacheLayout) -> CacheLayout:
-    windows = tuple(dict.fromkeys(layout.windows))
-    return replace(
-        layout,
-        windows=windows,
-        places=tuple(LayerPlace(group, 0) for group in range(len(windows))),
-        plane_devices=layout.plane_devices[:1],
-    )
 
 
 def _chunks(spans: Spans, num_blocks: int, num_groups: int) -> list[Chunk]:

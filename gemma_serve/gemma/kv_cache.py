@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -93,6 +93,16 @@ class CacheLayout:
         return max(
             1 - num / (self.windows.count(window) * len(self.plane_devices))
             for window, num in num_layers.items()
+        )
+
+    def one_layer_per_window(self) -> "CacheLayout":
+        """A small layout, on the first device, in which each window is that of one layer."""
+        windows = tuple(dict.fromkeys(self.windows))
+        return replace(
+            self,
+            windows=windows,
+            places=tuple(LayerPlace(group, 0) for group in range(len(windows))),
+            plane_devices=self.plane_devices[:1],
         )
 
     def bytes_per_block(self, block_size: int) -> int:

@@ -1,14 +1,13 @@
 """A small step by one kind of attention and by the reference, on the machine that will serve."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
 from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.attention.reference import ReferenceAttention
 from gemma_serve.gemma.attention.step import Chunk
-from gemma_serve.gemma.kv_cache import CacheLayout, KVCache, LayerPlace
+from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 
 _NUM_SEQUENCES = 3
 
@@ -30,7 +29,7 @@ def difference_from_reference(
 
     Two sequences decode, one before and one behind a window, and one computes text and an image.
     """
-    small = _one_layer_of_each_kind(layout)
+    small = layout.one_layer_per_window()
     num_tokens = trial_len(layout)
     num_blocks = _NUM_SEQUENCES * len(small.windows) * -(-num_tokens // block_size)
     caches = [KVCache(small, num_blocks=num_blocks, block_size=block_size) for _ in range(2)]
@@ -57,16 +56,6 @@ def difference_from_reference(
         differences.append((expected - got).abs().max().item())
     # max() would lose a NaN that is not the first.
     return torch.tensor(differences).max().item()
-
-
-def _one_layer_of_each_kind(layout: CacheLayout) -> CacheLayout:
-    windows = tuple(dict.fromkeys(layout.windows))
-    return replace(
-        layout,
-        windows=windows,
-        places=tuple(LayerPlace(group, 0) for group in range(len(windows))),
-        plane_devices=layout.plane_devices[:1],
-    )
 
 
 def _chunks(num_tokens: int, num_blocks: int, block_size: int, num_groups: int) -> list[Chunk]:
