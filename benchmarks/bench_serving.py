@@ -13,7 +13,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
@@ -41,6 +41,8 @@ class Load:
     ignore_eos: bool
     seed: int
     image_url: str | None = None
+    extra: JSONObject = field(default_factory=dict)
+    """Fields that every request has besides."""
 
     def body(self, concurrency: int, index: int) -> JSONObject:
         """Return the request number ``index`` of a level: the same for a seed, unlike any other."""
@@ -57,7 +59,7 @@ class Load:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        return body | ({"ignore_eos": True} if self.ignore_eos else {})
+        return body | ({"ignore_eos": True} if self.ignore_eos else {}) | self.extra
 
 
 async def run_level(

@@ -184,9 +184,14 @@ def plot(results: Sequence[CaseResult], out: Path) -> None:
     except ModuleNotFoundError as missing:
         print(f"no plots: {missing.name} is not installed (pip install 'gemma-serve[bench]')")
         return
-    plot_throughput(results, out / "throughput.png")
-    plot_ttft(results, out / "ttft.png")
-    print(f"wrote {out / 'throughput.png'} and ttft.png")
+    measured = {result.case.workload for result in results}
+    for workload, draw, name in (
+        ("decode", plot_throughput, "throughput.png"),
+        ("long-prompts", plot_ttft, "ttft.png"),
+    ):
+        if workload in measured:
+            draw(results, out / name)
+            print(f"wrote {out / name}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks import bench_fields
 from benchmarks.bench_serving import Load, main, run_level
 from benchmarks.chat_client import make_prompt, stream_request
 from benchmarks.serving_metrics import RequestRecord
@@ -177,6 +179,23 @@ def test_whole_run_prints_a_table_and_writes_json(
     assert "TTFT p50" in capsys.readouterr().out
 
 
+def test_costs_of_fields_are_measured_with_the_same_prompts(
+    endpoint: ThreadingHTTPServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    url = f"http://127.0.0.1:{endpoint.server_port}/v1"
+    arguments = f"--base-url {url} --concurrency 2 --rounds 1 --json {out}".split()
+    assert bench_fields.main(arguments) == 0
+    rates = json.loads(out.read_text())["output_tokens_per_s"]
+    assert rates.keys() == bench_fields.FIELDS.keys()
+    assert all(rate > 0 for rate in rates.values())
+    measured = [body for body in Endpoint.bodies if "cache_salt" in body]
+    prompts = [json.dumps(body["messages"]) for body in measured]
+    assert sorted(prompts[:2]) == sorted(prompts[2:4]) == sorted(prompts[-2:])
+    assert {"top_logprobs": 5, "logprobs": True}.items() <= measured[-1].items()
+    assert "top_logprobs=5" in capsys.readouterr().out
+
+
 def test_run_with_errors_exits_with_one(
     endpoint: ThreadingHTTPServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,3 +219,8 @@ class Refusing(Endpoint):
         self.send_header("Content-Length", "4")
         self.end_headers()
         self.wfile.write(b"busy")
+
+
+def test_every_request_has_the_fields_that_the_load_adds() -> None:
+    body = replace(LOAD, extra={"logprobs": True, "max_tokens": 9}).body(8, 0)
+    assert (body["logprobs"], body["max_tokens"], body["model"]) == (True, 9, "gemma")
