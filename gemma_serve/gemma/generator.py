@@ -128,6 +128,8 @@ class GemmaGenerator:
             num_running=stats.num_running,
             num_waiting=stats.num_waiting,
             cache_usage=1 - stats.num_free_blocks / stats.num_blocks,
+            num_drafted_tokens=stats.num_drafted_tokens,
+            num_accepted_tokens=stats.num_accepted_tokens,
         )
 
     def _describe_tokens(self, token_ids: Sequence[int]) -> tuple[PromptToken, ...]:
