@@ -3,6 +3,7 @@
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, Vocabulary
+from gemma_serve.engine.prompt_lookup import LookupDrafter
 from gemma_serve.engine.scheduler import Scheduler
 from gemma_serve.engine.speculation import Speculation
 from gemma_serve.errors import ConfigurationError
@@ -79,6 +80,7 @@ def _speculation(config: EngineConfig, vocab_size: int) -> Speculation | None:
     if config.speculation == "off":
         return None
     return Speculation(
+        [LookupDrafter()],
         max_drafts=config.num_speculative_tokens,
         max_rows=config.max_sampled_rows,
         vocab_size=vocab_size,
