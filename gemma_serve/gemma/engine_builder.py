@@ -1,28 +1,40 @@
 """Puts cache, scheduler, sampler and runner of one loaded model together."""
 
+from dataclasses import replace
+
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.config import EngineConfig
+from gemma_serve.engine.drafter import Drafter
 from gemma_serve.engine.engine import Engine, Vocabulary
 from gemma_serve.engine.prompt_lookup import LookupDrafter
 from gemma_serve.engine.scheduler import Scheduler
 from gemma_serve.engine.speculation import Speculation
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.attention.base import AttentionFactory
-from gemma_serve.gemma.cache_budget import kv_cache_budget, vision_cache_budget
+from gemma_serve.gemma.cache_budget import (
+    draft_cache_budget,
+    kv_cache_budget,
+    vision_cache_budget,
+)
 from gemma_serve.gemma.cache_sizing import log_capacity, num_cache_blocks
+from gemma_serve.gemma.draft_model import DraftModel
 from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.gemma.runner_factory import RunnerFactory
 from gemma_serve.gemma.token_bytes import control_token_names, token_bytes
 
 
 def build_engine(
-    gemma: LoadedGemma, config: EngineConfig, attention: AttentionFactory | None = None
+    gemma: LoadedGemma,
+    config: EngineConfig,
+    attention: AttentionFactory | None = None,
+    draft: LoadedGemma | None = None,
 ) -> Engine:
     """Put cache, scheduler, sampler and runner of one loaded model together.
 
-    ``attention``: instead of what ``config`` names. Raises ``ConfigurationError`` if the devices
-    cannot hold what ``config`` asks for.
+    ``attention``: instead of what ``config`` names. ``draft``: ``config.draft_model``, loaded.
+    Raises ``ConfigurationError`` if the devices cannot hold what ``config`` asks for.
     """
+    assert (draft is None) == (config.draft_model is None)
     _check_images_fit(gemma, config)
     longest = max_model_len(gemma, config)
     runners = RunnerFactory(
@@ -33,6 +45,15 @@ def build_engine(
         attention=attention,
     )
     layout, vocab_size = runners.layout, runners.vocab_size
+    drafters: list[Drafter] = [LookupDrafter()] if config.speculation == "prompt_lookup" else []
+    if draft is not None:
+        draft_model = DraftModel(draft, gemma, config, max_model_len=longest)
+        num_bytes = draft_cache_budget(layout, draft_model.layout, config, max_model_len=longest)
+        # Before the rest of the memory is measured, and off what the operator gave.
+        drafters.append(draft_model.drafter(num_bytes))
+        if config.kv_cache_memory_bytes is not None:
+            left = config.kv_cache_memory_bytes - num_bytes
+            config = replace(config, kv_cache_memory_bytes=left)
     budget = kv_cache_budget(
         gemma, layout, config, max_model_len=longest, make_runner=lambda: runners.make(1)
     )
@@ -42,7 +63,7 @@ def build_engine(
     block_manager = BlockManager(
         num_blocks=num_blocks, block_size=config.block_size, windows=layout.windows
     )
-    speculation = _speculation(config, vocab_size)
+    speculation = _speculation(drafters, config, vocab_size)
     return Engine(
         runner=runner,
         scheduler=Scheduler(
@@ -76,11 +97,13 @@ def max_model_len(gemma: LoadedGemma, config: EngineConfig) -> int:
     return config.max_model_len
 
 
-def _speculation(config: EngineConfig, vocab_size: int) -> Speculation | None:
-    if config.speculation == "off":
+def _speculation(
+    drafters: list[Drafter], config: EngineConfig, vocab_size: int
+) -> Speculation | None:
+    if not drafters:
         return None
     return Speculation(
-        [LookupDrafter()],
+        drafters,
         max_drafts=config.num_speculative_tokens,
         max_rows=config.max_sampled_rows,
         vocab_size=vocab_size,
