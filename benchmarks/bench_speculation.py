@@ -1,6 +1,8 @@
 """Tokens per second with and without speculation: texts that repeat their prompt, and others.
 
     python -m benchmarks.bench_speculation --model demo --concurrency 1 4
+    python -m benchmarks.bench_speculation --model google/gemma-3-4b-it \\
+        --draft-model google/gemma-3-270m-it
 
 One engine decodes the same prompts with guesses and without, one after another in every round, so
 that a machine whose speed drifts still gives fair ratios. Prompts are computed before the clock
@@ -22,6 +24,7 @@ from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, EngineRequest
 from gemma_serve.engine.sequence import PromptInputs
 from gemma_serve.gemma.config import ModelConfig
+from gemma_serve.gemma.draft_model import load_draft
 from gemma_serve.gemma.engine_builder import build_engine
 from gemma_serve.gemma.loading import LoadedGemma, load_gemma
 from gemma_serve.generation import SamplingParams
@@ -60,15 +63,19 @@ class Round:
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     torch.set_num_threads(args.threads)
-    gemma = load_gemma(ModelConfig(model=args.model, dtype=args.dtype))
+    model = ModelConfig(model=args.model, dtype=args.dtype)
+    draft = None if args.draft_model is None else load_draft(args.draft_model, model)
+    gemma = load_gemma(model)
     engine = build_engine(
         gemma,
         EngineConfig(
             max_num_seqs=args.max_num_seqs,
             enable_prefix_cache=False,  # or the second to decode a prompt would find it there
-            speculation="prompt_lookup",
+            speculation=args.speculation or ("off" if draft else "prompt_lookup"),
+            draft_model=args.draft_model,
             num_speculative_tokens=args.num_speculative_tokens,
         ),
+        draft=draft,
     )
     rng = random.Random(args.seed)
     results = []
@@ -85,6 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--draft-model", help="a smaller model that guesses")
+    parser.add_argument(
+        "--speculation",
+        choices=["off", "prompt_lookup"],
+        help="by default prompt_lookup, but with a draft model off, so that it alone guesses",
+    )
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1])
     parser.add_argument("--texts", nargs="+", default=["repeating", "fresh"])

@@ -153,6 +153,11 @@ class AppSettings(BaseModel):
     times as fast. Texts stay what they were. How often guesses hit and what they cost is measured
     all the time, and where they do not pay none are made. ``off`` also keeps rounding the same
     from run to run on a server with one user."""
+    draft_model: NonEmptyStr | None = None
+    """A smaller Gemma 3 that guesses, such as ``google/gemma-3-270m-it`` for 4B and up, where
+    ``prompt_lookup`` is off or finds nothing; named as ``model`` is. It has the same vocabulary and
+    lies on the same devices, with a part of the memory for keys and values. Texts stay what they
+    were; chats with images are not guessed. Where its guesses do not pay none are made."""
     num_speculative_tokens: PositiveInt = _ENGINE.num_speculative_tokens
     """Guesses per answer and step, at most. More pay where whole pages are copied."""
 
@@ -271,6 +276,7 @@ class AppSettings(BaseModel):
             enforce_eager=self.enforce_eager,
             enable_prefix_cache=self.enable_prefix_cache,
             speculation=self.speculation,
+            draft_model=self.draft_model,
             num_speculative_tokens=self.num_speculative_tokens,
         )
 

@@ -282,6 +282,10 @@ class ModelLoad:
     """Sequences that wait for a place."""
     cache_usage: float
     """Share of the memory for keys and values that is taken, 0 to 1."""
+    num_drafted_tokens: int = 0
+    """Since the copy's start: guesses that were computed."""
+    num_accepted_tokens: int = 0
+    """Those of them that became part of an answer."""
 
 
 class GenerationStream:

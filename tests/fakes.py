@@ -39,7 +39,9 @@ VISION_MODEL = ModelDescription(
     vision=VisionInput(view_size=2, tokens_per_view=4),
 )
 STARTED = GenerationStarted(prompt_tokens=7)
-LOAD = ModelLoad(num_running=2, num_waiting=1, cache_usage=0.25)
+LOAD = ModelLoad(
+    num_running=2, num_waiting=1, cache_usage=0.25, num_drafted_tokens=9, num_accepted_tokens=7
+)
 
 
 def delta(

@@ -40,15 +40,21 @@ class EngineConfig:
     """Whether prompts that begin alike share keys and values, also one after the other."""
 
     speculation: Speculation = "off"
-    """Whether tokens are guessed, and from what."""
+    """Whether tokens are guessed from the text that is there."""
+    draft_model: str | None = None
+    """A smaller model that guesses them, where the text has no guess; as ``ModelConfig.model``."""
     num_speculative_tokens: int = 8
     """Guesses per sequence and step, at most."""
+
+    @property
+    def speculates(self) -> bool:
+        return self.speculation != "off" or self.draft_model is not None
 
     @property
     def max_sampled_rows(self) -> int:
         """Tokens sampled in one step. Guesses take places that sequences leave free, but a server
         for one user has room for them too."""
-        if self.speculation == "off":
+        if not self.speculates:
             return self.max_num_seqs
         return max(self.max_num_seqs, 1 + self.num_speculative_tokens)
 
@@ -64,7 +70,7 @@ class EngineConfig:
         for name in ("max_queued_requests", "vision_cache_memory_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.speculation != "off" and self.num_speculative_tokens >= self.prefill_chunk_size:
+        if self.speculates and self.num_speculative_tokens >= self.prefill_chunk_size:
             # A sequence's blocks are counted for chunks, one token and its guesses among them.
             raise ConfigurationError(
                 f"num_speculative_tokens is {self.num_speculative_tokens}, which must be less than "

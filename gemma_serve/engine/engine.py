@@ -15,7 +15,6 @@ from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.model_runner import ModelRunner, SampledToken
-from gemma_serve.engine.prompt_lookup import PromptLookup
 from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence, Scheduler
@@ -207,7 +206,6 @@ class Engine:
         own_stops = () if sampling.ignore_eos else vocabulary.stop_strings
         own_stop_ids = frozenset() if sampling.ignore_eos else vocabulary.eos_token_ids
         stop_token_ids = own_stop_ids.union(sampling.stop_token_ids)
-        token_ids = list(prompt.token_ids)
         return Sequence(
             request_key=request.key,
             index=index,
@@ -232,16 +230,13 @@ class Engine:
             max_total_tokens=min(num_prompt_tokens + max_tokens, self._max_model_len),
             block_table=self._block_manager.new_table(chain and chain.copy()),
             arrival=next(self._arrivals),
-            token_ids=token_ids,
+            token_ids=list(prompt.token_ids),
             user=request.user,
             priority=request.priority,
             prompt_scores=PromptScores(
                 num_prompt_tokens=num_prompt_tokens, num_top=sampling.prompt_logprobs
             )
             if sampling.prompt_logprobs is not None and index == 0
-            else None,
-            prompt_lookup=PromptLookup(token_ids, num_prompt_tokens=num_prompt_tokens)
-            if self._speculation is not None and sampling.speculation
             else None,
         )
 

@@ -5,8 +5,11 @@ Answers repeat their prompts: code that is edited, text that is summarised, reco
 then is likely to follow again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from typing import Final
+
+from gemma_serve.engine.sequence import Sequence
 
 NGRAM: Final = 3
 """Tokens that must have stood together before. Two meet by chance in any prose; four miss the first
@@ -23,6 +26,33 @@ _RATE_STEP: Final = 1 / 16
 """What one guess weighs: a passage of some fifty tokens makes a new opinion."""
 
 
+class LookupDrafter:
+    """A ``Drafter`` that expects every text to repeat itself."""
+
+    def __init__(self) -> None:
+        self._lookups: dict[Sequence, PromptLookup] = {}
+
+    def hit_rates(self, sequence: Sequence) -> tuple[float, float]:
+        """As ``Drafter.hit_rates``."""
+        lookup = self._lookups.get(sequence)
+        if lookup is None:
+            lookup = self._lookups[sequence] = PromptLookup(
+                sequence.token_ids, num_prompt_tokens=len(sequence.prompt.token_ids)
+            )
+        lookup.catch_up()
+        return lookup.hit_rates()
+
+    def guess(self, counts: Mapping[Sequence, int]) -> dict[Sequence, list[int]]:
+        """As ``Drafter.guess``."""
+        return {
+            sequence: self._lookups[sequence].guess(count) for sequence, count in counts.items()
+        }
+
+    def forget(self, sequence: Sequence) -> None:
+        """As ``Drafter.forget``."""
+        self._lookups.pop(sequence, None)
+
+
 class PromptLookup:
     """One sequence's guesses, and how often they have come true.
 
@@ -31,7 +61,7 @@ class PromptLookup:
     tokens, which only grows. A guess costs a few dictionary look-ups, however long the text is.
     """
 
-    def __init__(self, token_ids: Sequence[int], *, num_prompt_tokens: int) -> None:
+    def __init__(self, token_ids: Seq[int], *, num_prompt_tokens: int) -> None:
         self._token_ids = token_ids
         self._num_to_index = num_prompt_tokens - 1  # no guess is wanted before the last one
         self._num_seen = 0

@@ -119,6 +119,27 @@ class SamplingState:
             states.append(state)
         return states
 
+    def unadjusted(self, num_ahead: int) -> "SamplingState":
+        """The same temperature, limits and random numbers, ``num_ahead`` tokens later; without
+        penalties, bans, constraints and logprobs.
+
+        With it another model guesses what will be sampled: where both find the same tokens about
+        as probable, the same number mostly chooses the same token.
+        """
+        sampling = self.sampling
+        state = SamplingState(
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+            ),
+            seed=self._seed,
+            prompt_token_ids=(),
+        )
+        state.num_completion_tokens = self.num_completion_tokens + num_ahead
+        return state
+
     def _fork(self) -> Self:
         twin = copy(self)
         twin.restrictions = copy(self.restrictions)

@@ -114,7 +114,7 @@ class Scheduler:
                 self._running.remove(sequence)
             else:
                 self._waiting.discard(sequence)
-            self._block_manager.free(sequence.block_table)
+            self._release(sequence)
 
     def schedule(self) -> ScheduledBatch | None:
         """The next step, with its blocks allocated; ``None`` if nothing can be done."""
@@ -182,24 +182,37 @@ class Scheduler:
         self, speculation: Speculation, scheduled: dict[int, ScheduledSequence]
     ) -> None:
         """Let sequences that decode guess, with rows and blocks that nobody else takes."""
-        decoding = [s for s in scheduled.values() if s.decodes and s.samples]
-        num_free_rows = speculation.max_rows - sum(s.samples for s in scheduled.values())
-        num_reserved: int | None = None
-        for entry in decoding:
-            drafts = speculation.drafts(
-                entry.sequence, num_decoding=len(decoding), num_free_rows=num_free_rows
+        decoding = {s.sequence: s for s in scheduled.values() if s.decodes and s.samples}
+        drafts = speculation.drafts(
+            self._with_room_for(speculation.max_drafts, decoding.values()),
+            num_decoding=len(decoding),
+            num_free_rows=speculation.max_rows - sum(s.samples for s in scheduled.values()),
+        )
+        for sequence, token_ids in drafts.items():
+            end = decoding[sequence].end + len(token_ids)
+            has_room = self._block_manager.allocate(sequence.block_table, end)
+            assert has_room
+            scheduled[sequence.arrival] = replace(
+                decoding[sequence], end=end, drafts=tuple(token_ids)
             )
-            if not drafts:
-                continue
-            if num_reserved is None:
-                num_reserved = sum(map(self._num_blocks_to_come, self._running))
-            end = entry.end + len(drafts)
-            num_missing = self._block_manager.num_missing(entry.sequence.block_table, end)
-            if num_missing + num_reserved > self._block_manager.num_free_blocks:
-                continue
-            self._block_manager.allocate(entry.sequence.block_table, end)
-            scheduled[entry.sequence.arrival] = replace(entry, end=end, drafts=tuple(drafts))
-            num_free_rows -= len(drafts)
+
+    def _with_room_for(
+        self, max_drafts: int, decoding: Iterable[ScheduledSequence]
+    ) -> list[Sequence]:
+        """Those that could be drafted with blocks that no running sequence needs.
+
+        Known before anything is guessed: a guess may cost more than a look-up.
+        """
+        num_spare = self._block_manager.num_free_blocks
+        num_spare -= sum(map(self._num_blocks_to_come, self._running))
+        roomy = []
+        for entry in decoding:
+            table = entry.sequence.block_table
+            num_missing = self._block_manager.num_missing(table, entry.end + max_drafts)
+            if num_missing <= num_spare:
+                num_spare -= num_missing
+                roomy.append(entry.sequence)
+        return roomy
 
     def _is_being_computed(self, sequence: Sequence, prefix: CachedPrefix) -> bool:
         """Whether a running prompt will compute what ``sequence`` needs after ``prefix``.
@@ -272,6 +285,12 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
-        self._block_manager.free(sequence.block_table)
+        self._release(sequence)
         sequence.num_computed_tokens = 0
         self._waiting.add_preempted(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Give back what it holds, here and where its drafts come from."""
+        self._block_manager.free(sequence.block_table)
+        if self._speculation is not None:
+            self._speculation.forget(sequence)

@@ -5,7 +5,6 @@ from hashlib import blake2b
 
 from gemma_serve.engine.block_manager import BlockTable
 from gemma_serve.engine.detokenizer import Detokenizer
-from gemma_serve.engine.prompt_lookup import PromptLookup
 from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.sampling_state import SamplingState
 
@@ -69,8 +68,6 @@ class Sequence:
     """Prompt tokens that were in the cache when the sequence was started."""
     prompt_scores: PromptScores | None = None
     """If they are asked for and not yet handed out."""
-    prompt_lookup: PromptLookup | None = None
-    """If its next tokens may be guessed."""
 
     @property
     def num_reusable_tokens(self) -> int:

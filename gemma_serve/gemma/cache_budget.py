@@ -9,6 +9,7 @@ from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.cache_sizing import (
     DeviceMemory,
     cpu_cache_bytes,
+    draft_share,
     gpu_cache_bytes,
     vision_cache_bytes,
 )
@@ -47,6 +48,22 @@ def kv_cache_budget(
     if layout.plane_devices[0].type != "cuda":
         return cpu_cache_bytes(layout, config, max_model_len=max_model_len)
     return _gpu_budget(gemma, layout, config, max_model_len, make_runner)
+
+
+def draft_cache_budget(
+    served: CacheLayout, draft: CacheLayout, config: EngineConfig, *, max_model_len: int
+) -> int:
+    """Bytes for the keys and values of a draft model, whose weights are loaded.
+
+    A part of the operator's, or of what the devices have, so that both caches hold as many chats.
+    """
+    share = draft_share(served, draft, config, max_model_len=max_model_len)
+    if config.kv_cache_memory_bytes is not None:
+        return int(config.kv_cache_memory_bytes * share)
+    if served.plane_devices[0].type != "cuda":
+        return int(cpu_cache_bytes(served, config, max_model_len=max_model_len) * share)
+    devices = set(served.plane_devices)
+    return int(sum(torch.cuda.mem_get_info(device)[0] for device in devices) * share)
 
 
 def _gpu_budget(

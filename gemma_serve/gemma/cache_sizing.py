@@ -63,6 +63,18 @@ def cpu_cache_bytes(layout: CacheLayout, config: EngineConfig, *, max_model_len:
     return max(_CPU_CACHE_BYTES, longest * layout.bytes_per_block(config.block_size))
 
 
+def draft_share(
+    served: CacheLayout, draft: CacheLayout, config: EngineConfig, *, max_model_len: int
+) -> float:
+    """Of the memory for keys and values, what a draft model needs to follow every chat."""
+    chat_len = min(_USUAL_CHAT_LEN, max_model_len)
+    served_bytes, draft_bytes = (
+        _blocks_held(layout, config, chat_len) * layout.bytes_per_block(config.block_size)
+        for layout in (served, draft)
+    )
+    return draft_bytes / (served_bytes + draft_bytes)
+
+
 def vision_cache_bytes(config: EngineConfig, *, gpu_bytes: int | None) -> int:
     """Memory for features of images. ``gpu_bytes``: all that the GPU has; ``None`` on a CPU."""
     if config.vision_cache_memory_bytes is not None:

@@ -11,6 +11,7 @@ from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.engine import Engine
 from gemma_serve.engine.stats import EngineStats
 from gemma_serve.gemma.config import ModelConfig
+from gemma_serve.gemma.draft_model import load_draft
 from gemma_serve.gemma.engine_builder import build_engine, max_model_len
 from gemma_serve.gemma.function_calling import calls_tools, tool_form
 from gemma_serve.gemma.loading import LoadedGemma, load_gemma
@@ -52,8 +53,9 @@ class GemmaGenerator:
 
         def make_engine() -> Engine:
             nonlocal gemma, constraint_compiler
+            draft = None if (d := config.draft_model) is None else load_draft(d, model)
             gemma = load_gemma(model)
-            engine = build_engine(gemma, config)
+            engine = build_engine(gemma, config, draft=draft)
             constraint_compiler = _constraint_compiler(gemma, engine)
             return engine
 
@@ -128,6 +130,8 @@ class GemmaGenerator:
             num_running=stats.num_running,
             num_waiting=stats.num_waiting,
             cache_usage=1 - stats.num_free_blocks / stats.num_blocks,
+            num_drafted_tokens=stats.num_drafted_tokens,
+            num_accepted_tokens=stats.num_accepted_tokens,
         )
 
     def _describe_tokens(self, token_ids: Sequence[int]) -> tuple[PromptToken, ...]:

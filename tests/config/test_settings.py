@@ -136,6 +136,13 @@ def test_keys_can_be_required() -> None:
     assert settings.to_api_config(("key",)).api_keys == ("key",)
 
 
+def test_draft_model_reaches_the_engine() -> None:
+    assert AppSettings().to_engine_config().draft_model is None
+    config = AppSettings(draft_model="google/gemma-3-270m-it").to_engine_config()
+    assert (config.draft_model, config.speculation) == ("google/gemma-3-270m-it", "off")
+    assert config.speculates
+
+
 def test_speculation_reaches_the_engine_and_needs_a_larger_chunk() -> None:
     settings = AppSettings(speculation="prompt_lookup", num_speculative_tokens=3, max_num_seqs=2)
     config = settings.to_engine_config()

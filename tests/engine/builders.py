@@ -8,8 +8,10 @@ from gemma_serve.engine.block_manager import BlockManager, BlockTable
 from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.draft_costs import DraftCosts
+from gemma_serve.engine.drafter import Drafter
 from gemma_serve.engine.engine import Engine, EngineRequest, Vocabulary
 from gemma_serve.engine.model_runner import ModelRunner, SampledToken
+from gemma_serve.engine.prompt_lookup import LookupDrafter
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence, Scheduler
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
@@ -142,10 +144,19 @@ class FreeDrafts(DraftCosts):
 
 
 def make_speculation(
-    *, max_drafts: int = 4, max_rows: int = 64, vocab_size: int = 256
+    *drafters: Drafter,
+    max_drafts: int = 4,
+    max_rows: int = 64,
+    vocab_size: int = 256,
+    make_costs: Callable[[], DraftCosts] = FreeDrafts,
 ) -> Speculation:
+    """By look-up, unless there are other ``drafters``."""
     return Speculation(
-        max_drafts=max_drafts, max_rows=max_rows, vocab_size=vocab_size, costs=FreeDrafts()
+        drafters or (LookupDrafter(),),
+        max_drafts=max_drafts,
+        max_rows=max_rows,
+        vocab_size=vocab_size,
+        make_costs=make_costs,
     )
 
 

@@ -1,18 +1,16 @@
 """Drafts change how many steps a text takes, and nothing else."""
 
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_serve.engine.block_manager import BlockManager
+from gemma_serve.engine.drafter import Drafter
 from gemma_serve.engine.engine import Engine, EngineRequest
-from gemma_serve.engine.model_runner import ModelRunner, SampledToken
-from gemma_serve.engine.scheduler import ScheduledBatch
+from gemma_serve.engine.model_runner import ModelRunner
+from gemma_serve.engine.prompt_lookup import LookupDrafter
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs
 from gemma_serve.engine.speculation import Speculation, best_count
 from gemma_serve.generation import FinishReason, GenerationDelta, SamplingParams
@@ -26,10 +24,9 @@ from tests.engine.builders import (
     make_speculation,
     spell,
 )
+from tests.engine.hash_model import HashModel, make_drafter
 from tests.engine.test_constraint import OneOf
 from tests.engine.test_engine import run
-from tests.engine.test_sampler import make_sampler
-from tests.engine.written_cache import WrittenCache
 
 ECHO = "the quick brown fox jumps over the lazy dog"
 
@@ -191,35 +188,6 @@ def test_as_many_are_drafted_as_make_the_step_faster(
     assert best_count(hit_rates, 8, cost=cost, num_decoding=num_decoding) == expected
 
 
-class HashModel:
-    """Logits that depend on a row's last three tokens, the real sampler, and a cache that checks
-    what is read from it."""
-
-    def __init__(self, blocks: BlockManager, windows: tuple[int | None, ...] = (None,)) -> None:
-        self._sampler = make_sampler(256, forbidden=[0])
-        self._cache = WrittenCache(
-            num_blocks=blocks.num_blocks, block_size=blocks.block_size, windows=windows
-        )
-
-    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
-        self._cache.run(batch)
-        rows = [
-            _logits((*s.sequence.token_ids, *s.drafts[:num_drafts]))
-            for s in batch.sampling
-            for num_drafts in range(s.num_sampled)
-        ]
-        return self._sampler.sample(torch.stack(rows), batch.sampling_states) if rows else []
-
-
-def _logits(token_ids: tuple[int, ...]) -> torch.Tensor:
-    """Few letters, so that they soon repeat themselves."""
-    rng = random.Random(repr(token_ids[-3:]))
-    logits = torch.full((256,), -20.0)
-    logits[list(spell("abc "))] = torch.tensor([rng.gauss(0, 2) for _ in range(4)])
-    logits[EOS] = -3.0
-    return logits
-
-
 WORDS = ("abc abc abc abc!", "abc abc abc ca!")
 
 
@@ -269,6 +237,10 @@ REQUESTS = st.lists(
     chunk_size=st.integers(10, 24),
     requests=REQUESTS,
     aborts=st.lists(st.integers(0, 30), max_size=3),
+    looks_up=st.booleans(),
+    noise=st.sampled_from([None, 0.0, 1.0]),
+    draft_windows=st.sampled_from([(None,), (None, 9), (5, 6)]),
+    num_draft_blocks=st.integers(0, 60),
 )
 def test_no_text_depends_on_drafts_and_no_block_is_lost(
     windows: tuple[int | None, ...],
@@ -278,12 +250,24 @@ def test_no_text_depends_on_drafts_and_no_block_is_lost(
     chunk_size: int,
     requests: list[tuple[str, SamplingParams, int]],
     aborts: list[int],
+    looks_up: bool,
+    noise: float | None,
+    draft_windows: tuple[int | None, ...],
+    num_draft_blocks: int,
 ) -> None:
-    """Any requests on any pool, some of which end in mid-flight."""
+    """Any requests on any pool, some of which end in mid-flight; drafts by look-up, by a model that
+    agrees more or less, or both.
+    """
     sizing = make_block_manager(num_blocks=0, windows=windows)
     num_blocks = sizing.blocks_for(64, chunk_size=chunk_size) + num_spare_blocks
+    draft_blocks = make_block_manager(num_blocks=num_draft_blocks, windows=draft_windows)
+    drafters: list[Drafter] = [LookupDrafter()] if looks_up or noise is None else []
+    if noise is not None:
+        model = HashModel(draft_blocks, draft_windows, noise=noise)
+        drafters.append(make_drafter(model, draft_blocks, prefill_chunk_size=chunk_size))
+    speculating = make_speculation(*drafters, max_drafts=max_drafts, max_rows=12)
     results = []
-    for speculation in (None, make_speculation(max_drafts=max_drafts, max_rows=12)):
+    for speculation in (None, speculating):
         blocks = make_block_manager(num_blocks=num_blocks, windows=windows)
         engine = make_engine(
             HashModel(blocks, windows),
@@ -302,6 +286,8 @@ def test_no_text_depends_on_drafts_and_no_block_is_lost(
         results.append(_run_and_abort(engine, aborted))
         assert blocks.num_free_blocks == num_blocks
     assert results[0] == results[1]
+    assert draft_blocks.num_free_blocks == num_draft_blocks
+    assert len(speculating._sources) == len(drafters)  # none has failed
 
 
 def _run_and_abort(

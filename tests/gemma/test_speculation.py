@@ -28,9 +28,14 @@ CONFIG = EngineConfig(
 
 def speculating_engine(model: Gemma3Model) -> Engine:
     engine = build_engine(loaded(model), CONFIG)
-    assert engine._speculation is not None
-    engine._speculation._costs = FreeDrafts()
+    let_drafts_be_free(engine)
     return engine
+
+
+def let_drafts_be_free(engine: Engine) -> None:
+    assert engine._speculation is not None
+    for source in engine._speculation._sources:
+        source.costs = FreeDrafts()
 
 
 def repeated(inputs: PromptInputs) -> PromptInputs:

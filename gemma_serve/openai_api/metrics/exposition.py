@@ -60,6 +60,12 @@ def gauge(name: str, help_text: str, value: float) -> Iterator[str]:
     yield sample(name, (), value)
 
 
+def total(name: str, help_text: str, value: float) -> Iterator[str]:
+    """A number that only grows and is counted elsewhere."""
+    yield from _heading(name, help_text, "counter")
+    yield sample(name, (), value)
+
+
 def sample(name: str, labels: Labels, value: float) -> str:
     """One line."""
     named = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gemma_serve.generation import ModelLoad
-from gemma_serve.openai_api.metrics.exposition import Counter, Histogram, gauge
+from gemma_serve.openai_api.metrics.exposition import Counter, Histogram, gauge, total
 
 _REQUEST_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _FIRST_TOKEN_BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -71,4 +71,15 @@ def _load_lines(load: ModelLoad) -> Iterator[str]:
         "gemma_serve_cache_usage_ratio",
         "Share of the memory for keys and values that is taken.",
         load.cache_usage,
+    )
+    # As vLLM calls them, so that its dashboards' formulas for the acceptance hold.
+    yield from total(
+        "gemma_serve_spec_decode_num_draft_tokens_total",
+        "Guessed tokens that were computed.",
+        load.num_drafted_tokens,
+    )
+    yield from total(
+        "gemma_serve_spec_decode_num_accepted_tokens_total",
+        "Guessed tokens that became part of an answer.",
+        load.num_accepted_tokens,
     )

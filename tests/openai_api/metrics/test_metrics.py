@@ -104,6 +104,8 @@ async def test_scrape_tells_requests_by_route_and_the_load_without_a_key() -> No
     assert told['http_requests_total{route="other",status="404"}'] == 1
     assert (told["running_sequences"], told["waiting_sequences"]) == (2, 1)
     assert told["cache_usage_ratio"] == 0.25
+    assert told["spec_decode_num_draft_tokens_total"] == 9
+    assert told["spec_decode_num_accepted_tokens_total"] == 7
     assert told["completion_tokens_total"] == 2
 
 
