@@ -108,6 +108,11 @@ class ConstrainingField:
     path: str
     constraint: OutputConstraint
 
+    @property
+    def leaves_calls(self) -> bool:
+        """Whether it is of the text alone, so that calls need not fit: OpenAI's own."""
+        return self.path.startswith("response_format")
+
 
 def constraining_field(body: StructuredOutputFields) -> ConstrainingField | None:
     """``None``: any text will do. Raises ``InvalidRequestError`` if several fields constrain it."""
