@@ -44,7 +44,9 @@ class ImageInput(BaseModel):
 
     type: Literal["input_image"]
     image_url: Annotated[Text, Field(min_length=1, description="An https: or a data: URL.")]
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = Field(
+        default=None, description="original: as closely as there is, which is high."
+    )
 
 
 def _text_as_part(value: object) -> object:
@@ -231,7 +233,8 @@ def _text_part(part: TextInput) -> TextContentPart:
 def _user_part(part: TextInput | ImageInput) -> TextContentPart | ImageContentPart:
     if isinstance(part, TextInput):
         return _text_part(part)
-    image_url = ImageUrl(url=part.image_url, detail=part.detail)
+    detail = "high" if part.detail == "original" else part.detail
+    image_url = ImageUrl(url=part.image_url, detail=detail)
     return ImageContentPart(type="image_url", image_url=image_url)
 
 

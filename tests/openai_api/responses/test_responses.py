@@ -256,13 +256,16 @@ async def test_format_that_cannot_be_enforced_is_told_by_its_place_in_the_text_f
     assert error_of(response)["param"] == "text.format.schema.properties.a"
 
 
-async def test_image_is_loaded() -> None:
+@pytest.mark.parametrize(
+    ("asked", "detail"), [("low", "low"), ("original", "high"), (None, "auto")]
+)
+async def test_image_is_loaded(asked: str | None, detail: str) -> None:
     client = FakeGenerationClient(*answer(), description=VISION_MODEL)
     loader = FakeImageLoader()
-    image = {"type": "input_image", "image_url": "https://a/1.png", "detail": "low"}
+    image = {"type": "input_image", "image_url": "https://a/1.png", "detail": asked}
     await post(make_app(client, loader), [{"role": "user", "content": [image]}])
     assert messages_of(client.requests[0])[0].parts == (image_of("https://a/1.png"),)
-    assert [detail for _, detail, _ in loader.calls] == ["low"]
+    assert [call[1] for call in loader.calls] == [detail]
 
 
 async def test_image_that_cannot_be_loaded_is_told_by_its_place_in_the_input() -> None:
