@@ -209,5 +209,5 @@ def _needs_tools() -> InvalidRequestError:
 def _check_offered(name: str, offered: Sequence[str], param: str) -> None:
     if name not in offered:
         raise InvalidRequestError(
-            f"{param}: tools has no function {name[:64]!r}", param=param, code="invalid_value"
+            f"tools has no function {name[:64]!r}", param=param, code="invalid_value"
         )

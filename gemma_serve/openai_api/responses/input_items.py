@@ -22,7 +22,7 @@ from gemma_serve.openai_api.chat_messages import (
     ToolMessage,
     UserMessage,
 )
-from gemma_serve.openai_api.field_types import Text
+from gemma_serve.openai_api.field_types import Text, check_text_or_list
 
 
 class TextInput(BaseModel):
@@ -50,6 +50,7 @@ class ImageInput(BaseModel):
 
 
 def _text_as_part(value: object) -> object:
+    value = check_text_or_list(value)
     return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
 
 

@@ -370,6 +370,20 @@ USER = {"role": "user", "content": "x"}
             )
             for schema in UNTELLABLE_SCHEMAS
         ),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}},
+            "text.format.name",
+            "invalid_value",
+        ),
+        (
+            {
+                "text": {"format": {"type": "json_object"}},
+                "response_format": {"type": "json_object"},
+            },
+            "response_format",
+            "invalid_value",
+        ),
+        ({"n": 2}, "n", "unsupported_value"),
         ({"background": True}, "background", "unsupported_value"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_value"),
         ({"logprobs": True}, "logprobs", "unsupported_value"),
@@ -398,5 +412,5 @@ async def test_mistake_is_a_400_that_names_the_field(
 async def test_nulls_and_unknown_fields_mean_nothing() -> None:
     names = ["instructions", "tools", "tool_choice", "text", "metadata", "include", "store"]
     names += ["temperature", "stream", "truncation", "previous_response_id", "reasoning", "user"]
-    request = await requested(**dict.fromkeys(names), n=5, stream_options={"x": 1})
+    request = await requested(**dict.fromkeys(names), num_ctx=5, stream_options={"x": 1})
     assert request.n == 1
