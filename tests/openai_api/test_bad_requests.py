@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemma_serve.errors import InvalidRequestError
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.validation_errors import field_path
 from tests.fakes import FakeGenerationClient, answer
@@ -364,6 +365,12 @@ async def test_message_knows_that_a_string_may_stand_for_a_list(
     assert error_of(response)["message"] == (
         f"Invalid {param}: Input should be a string or a list, got 5"
     )
+
+
+async def test_mistake_in_a_field_always_has_a_code() -> None:
+    refused = InvalidRequestError("The picture is torn.", param="messages[0].content[0]")
+    response = await post_chat(make_app(FakeGenerationClient(generate_error=refused)))
+    assert error_of(response)["code"] == "invalid_value"
 
 
 async def test_long_values_are_not_quoted_in_full() -> None:
