@@ -10,6 +10,8 @@ from gemma_serve.generation import ModelDescription, OutputConstraint
 from gemma_serve.messages import ToolDefinition, ToolOffer
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.config import ApiConfig
+from gemma_serve.openai_api.json_bodies import is_deeper
+from gemma_serve.openai_api.limits import MAX_JSON_DEPTH
 from gemma_serve.openai_api.structured_outputs import ConstrainingField, constraining_field
 from gemma_serve.openai_api.tool_schemas import AllowedToolsChoice, NamedChoice, Tool
 from gemma_serve.tool_calling.call_schema import TEXT, text_or_call_schema, tool_call_schema
@@ -36,12 +38,15 @@ class ToolUse:
     def constraint(self) -> OutputConstraint | None:
         """What makes a call certain, or either a call or a format; ``None`` where the model may
         answer in any text."""
-        if self.text_format is not None:
-            return self._with_calls(self.text_format.constraint)
-        if self.choice.mode == "auto":
+        functions, choice, parallel = self.offer.definitions, self.choice, self.parallel
+        if choice.mode != "auto":
+            return _json_schema(tool_call_schema(functions, choice, parallel=parallel))
+        if self.text_format is None:
             return None
-        schema = tool_call_schema(self.offer.definitions, self.choice, parallel=self.parallel)
-        return _json_schema(schema)
+        text = _schema_of(self.text_format)
+        if text is None:
+            return self.text_format.constraint
+        return _json_schema(text_or_call_schema(text, functions, choice, parallel=parallel))
 
     def error_of_constraint(self, error: OutputConstraintError) -> InvalidRequestError:
         """The same error, about what it is in: a function's parameters, or the text's format."""
@@ -53,20 +58,6 @@ class ToolUse:
         names = [tool.name for tool in self.offer.definitions]
         param = f"tools[{names.index(name)}].function.parameters" if name in names else "tools"
         return InvalidRequestError(str(error), param=param + dot + place, code=error.code)
-
-    def _with_calls(self, text: OutputConstraint) -> OutputConstraint:
-        """``text`` alone if it is no schema: whoever compiles it says so."""
-        try:
-            schema = {"type": "object"} if text.kind == "json_object" else json.loads(text.value)
-            if not isinstance(schema, dict):
-                return text
-            return _json_schema(
-                text_or_call_schema(
-                    schema, self.offer.definitions, self.choice, parallel=self.parallel
-                )
-            )
-        except (ValueError, RecursionError):
-            return text
 
     def parser(self) -> ToolCallParser:
         """A parser for one choice's text.
@@ -106,14 +97,17 @@ class ToolRules:
         if policy == "ignore" and choice.mode == "auto":
             self._warn_of_ignored_tools()
             return None
+        text_format = _text_format(body, choice)
+        answer_schema = None if text_format is None else _schema_of(text_format)
         narrowed = choice.mode == "auto" and len(choice.names) < len(definitions)
         offer = ToolOffer(
             definitions=definitions,
             form=description.tool_form or self._config.tool_form,
             allowed=choice.names if narrowed else None,
+            answer_schema=None if answer_schema is None else _dumps(answer_schema),
         )
         parallel = body.parallel_tool_calls is not False and choice.mode != "named"
-        return ToolUse(offer, choice, parallel, _text_format(body, choice))
+        return ToolUse(offer, choice, parallel, text_format)
 
     def _warn_of_ignored_tools(self) -> None:
         if self._has_warned:
@@ -131,8 +125,25 @@ def _text_format(body: ChatCompletionRequest, choice: ToolChoice) -> Constrainin
     return field if choice.mode == "auto" and field is not None and field.leaves_calls else None
 
 
+def _schema_of(text_format: ConstrainingField) -> dict[str, object] | None:
+    """``None`` if it is no schema: whoever compiles it says what is wrong."""
+    constraint = text_format.constraint
+    if constraint.kind == "json_object":
+        return {"type": "object"}
+    try:
+        schema = json.loads(constraint.value)
+        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return schema if isinstance(schema, dict) and not is_deeper(schema, MAX_JSON_DEPTH) else None
+
+
 def _json_schema(schema: Mapping[str, object]) -> OutputConstraint:
-    return OutputConstraint(kind="json_schema", value=json.dumps(schema, ensure_ascii=False))
+    return OutputConstraint(kind="json_schema", value=_dumps(schema))
+
+
+def _dumps(schema: Mapping[str, object]) -> str:
+    return json.dumps(schema, ensure_ascii=False)
 
 
 def _definitions(tools: Sequence[Tool]) -> tuple[ToolDefinition, ...]:

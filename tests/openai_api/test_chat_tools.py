@@ -190,11 +190,13 @@ async def test_format_beside_tools_is_one_of_text_and_leaves_calls_possible(
     response_format: object, text: object
 ) -> None:
     """The format once won, and no call could be made."""
-    schema = schema_of(await requested(response_format=response_format))
+    request = await requested(response_format=response_format)
+    schema = schema_of(request)
     required = schema_of(await requested(tool_choice="required"))
     calls = {"anyOf": required["anyOf"]}
     assert schema["anyOf"] == [{"$ref": "#/$defs/$text"}, calls]
     assert schema["$defs"] == {"$text": text, **required["$defs"]}  # type: ignore[dict-item]  # JSON
+    assert offer_of(request) == ToolOffer(definitions=DEFINITIONS, answer_schema=json.dumps(text))
 
 
 async def test_format_leaves_only_calls_possible_that_tools_allow() -> None:
@@ -215,10 +217,20 @@ async def test_format_is_all_there_is_where_no_call_can_be_made() -> None:
         assert schema_of(request) == ANSWER
 
 
-@pytest.mark.parametrize("schema", ["{", "[1]", '{"a": ' * 5000 + "1" + "}" * 5000])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "{",
+        "[1]",
+        '{"a": NaN}',
+        '{"a": "\\ud800"}',
+        *('{"a":' * n + "1" + "}" * n for n in (300, 5000)),
+    ],
+)
 async def test_text_that_is_no_schema_is_left_for_the_compiler_to_refuse(schema: str) -> None:
     request = await requested(response_format={"type": "json_object", "schema": schema})
     assert request.output_constraint == OutputConstraint(kind="json_schema", value=schema)
+    assert offer_of(request) == ToolOffer(definitions=DEFINITIONS)
 
 
 @pytest.mark.parametrize(
