@@ -24,11 +24,12 @@ class DeployFile:
     """By application name. Applications that are not ours have none."""
 
     @property
-    def hosts(self) -> frozenset[str]:
-        """The addresses that our applications listen at."""
-        proxy = self.config.http_options.host
+    def addresses(self) -> frozenset[tuple[str, int]]:
+        """The hosts and ports that our applications listen at."""
+        proxy = self.config.http_options
         return frozenset(
-            proxy if settings.port is None else settings.host for settings in self.settings.values()
+            (proxy.host, proxy.port) if settings.port is None else (settings.host, settings.port)
+            for settings in self.settings.values()
         )
 
     def base_url(self, application: str) -> str:
@@ -48,8 +49,13 @@ def read_deploy_file(path: Path) -> DeployFile:
         for application in config.applications
         if application.import_path == IMPORT_PATH
     }
+    users: dict[int, str] = {}
     for name, ours in settings.items():
         _check_port(config, name, ours)
+        if ours.port is not None and (other := users.setdefault(ours.port, name)) != name:
+            raise ConfigurationError(
+                f"{name}: {other} listens at port {ours.port} too; each needs its own"
+            )
     return DeployFile(config, settings)
 
 

@@ -1,7 +1,6 @@
 """The deployment that speaks HTTP on a port of its own, without Serve's proxy before it."""
 
 import asyncio
-import socket
 from typing import Any, Final
 
 import uvicorn
@@ -9,8 +8,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.logs import configure_logging
+from deployments.ports import bind_shared
 from deployments.ray_client import RayGenerationClient
-from gemma_serve.errors import ConfigurationError, UnavailableError
+from gemma_serve.errors import UnavailableError
 from gemma_serve.openai_api.app import build_app
 from gemma_serve.openai_api.config import ApiConfig
 
@@ -52,7 +52,7 @@ class HttpServer:
 
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         """Raises ``ConfigurationError`` if it cannot listen there."""
-        self._listener = _bind(host, port)
+        self._listener = bind_shared(host, port)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -75,16 +75,3 @@ class HttpServer:
         self._server.should_exit = True
         await self._serving
         self._listener.close()
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # For further front ends on this machine, and for the next one during an update.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(f"cannot listen at {host}:{port}: {error.strerror}") from None
-    return listener

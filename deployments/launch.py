@@ -21,6 +21,7 @@ from ray.serve.scripts import cli as serve_cli
 from config.settings import API_KEYS_VARIABLE, parse_api_keys
 from deployments.deploy_file import DeployFile, read_deploy_file
 from deployments.logs import configure_logging
+from deployments.ports import require_unused
 from gemma_serve.errors import ConfigurationError
 
 # Not __name__, which is __main__ here.
@@ -43,10 +44,12 @@ def main(argv: list[str]) -> int:
             application: settings.to_api_config(api_keys).model_name
             for application, settings in file.settings.items()
         }
+        _require_unused_ports(file)
     except ConfigurationError as error:
         logger.error("%s: %s", argv[0], error)
         return 2
-    if not api_keys and not file.hosts <= {"127.0.0.1", "localhost", "::1"}:
+    hosts = {host for host, _ in file.addresses}
+    if not api_keys and not hosts <= {"127.0.0.1", "localhost", "::1"}:
         logger.warning("no API key is asked for: set %s to some", API_KEYS_VARIABLE)
     try:
         _submit(argv[0], file.config)
@@ -59,6 +62,17 @@ def main(argv: list[str]) -> int:
         logger.info("stopping")
         serve.shutdown()  # type: ignore[no-untyped-call]  # ray
         ray.shutdown()
+
+
+def _require_unused_ports(file: DeployFile) -> None:
+    """Raise ``ConfigurationError`` if another server has a port of ours.
+
+    A cluster that is joined may serve the very application, to be updated, and on other machines.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    for host, port in sorted(file.addresses):
+        require_unused(host, port)
 
 
 def _submit(path: str, config: ServeDeploySchema) -> None:

@@ -9,11 +9,14 @@ debugger to this process just as well, and pickles are as safe here as they are 
 """
 
 import asyncio
+import fcntl
+import os
 import pickle
 import secrets
 import shutil
 import struct
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -21,6 +24,10 @@ from weakref import WeakValueDictionary
 
 _LENGTH: Final = struct.Struct("!I")  # bytes of the pickle that follows
 _KEY_BYTES: Final = 16
+# Like Ray's, not in TMPDIR: the path of a socket has 107 bytes at most.
+_FOLDERS: Final = Path("/tmp")
+_PREFIX: Final = "gemma-serve-return-"
+_LOCK: Final = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +92,14 @@ class ReturnSocket:
     """Where this process awaits streams, all on one event loop."""
 
     def __init__(self) -> None:
-        # Of mode 0700. Like Ray's, not in TMPDIR: the path of a socket has 107 bytes at most.
-        self._folder = tempfile.mkdtemp(prefix="gemma-serve-", dir="/tmp")
-        self._path = str(Path(self._folder) / "return")
+        _remove_left_behind()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_FOLDERS))  # of mode 0700
+        # Another process that starts now must not find a lock that nobody holds yet.
+        unnamed = self._folder / "new"
+        self._lock = unnamed.open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unnamed.rename(self._folder / _LOCK)
+        self._path = str(self._folder / "return")
         # A stream that nobody holds any more is not awaited.
         self._awaited: WeakValueDictionary[bytes, ReturnedStream] = WeakValueDictionary()
         self._starting: asyncio.Task[asyncio.Server] | None = None
@@ -106,6 +118,7 @@ class ReturnSocket:
         if self._starting is not None:
             self._starting.add_done_callback(lambda started: started.result().close())
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
 
     async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -117,6 +130,18 @@ class ReturnSocket:
             writer.close()
         else:
             stream.connect(reader, writer)
+
+
+def _remove_left_behind() -> None:
+    """Remove this user's folders of processes that were killed: nobody holds their locks."""
+    for folder in _FOLDERS.glob(f"{_PREFIX}*"):
+        # What is gone meanwhile, is locked or has no lock yet is none of them.
+        with suppress(OSError):
+            if folder.lstat().st_uid != os.getuid():
+                continue
+            with (folder / _LOCK).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 class StreamSender:

@@ -70,6 +70,9 @@ class ToolOffer:
     allowed: tuple[str, ...] | None = None
     """Names of those that may be called now, if not all. The prompt describes the others too, so
     that requests that differ in this only share a prefix."""
+    answer_schema: str | None = None
+    """A JSON Schema, as JSON text, that an answer fits if it is no call; ``None``: any text will
+    do. A model that knows of calls alone would go on calling where it must write JSON."""
 
 
 @dataclass(frozen=True, slots=True)

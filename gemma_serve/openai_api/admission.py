@@ -34,6 +34,7 @@ async def admit(
 def _in_its_field(
     error: OutputConstraintError, body: StructuredOutputFields, tool_use: ToolUse | None
 ) -> InvalidRequestError:
-    if (field := constraining_field(body)) is not None:
-        return error.under(field.path)
-    return error if tool_use is None else tool_use.error_of_constraint(error)
+    if tool_use is not None and tool_use.constraint is not None:
+        return tool_use.error_of_constraint(error)
+    field = constraining_field(body)
+    return error if field is None else error.under(field.path)

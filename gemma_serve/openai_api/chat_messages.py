@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from gemma_serve.openai_api.field_types import Text
+from gemma_serve.openai_api.field_types import Text, check_text_or_list
 from gemma_serve.openai_api.limits import MAX_CONTENT_PARTS
 
 
@@ -50,6 +50,7 @@ class ImageContentPart(BaseModel):
 
 
 def _text_as_part(value: object) -> object:
+    value = check_text_or_list(value)
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
@@ -80,7 +81,7 @@ class ToolCallItem(BaseModel):
     """One call of an assistant."""
 
     id: Text
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = "function"
     function: FunctionCall
 
 

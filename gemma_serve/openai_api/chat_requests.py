@@ -91,14 +91,14 @@ async def build_generation_request(
 def _output_constraint(
     body: ChatCompletionRequest, tool_use: ToolUse | None
 ) -> OutputConstraint | None:
-    """What the answer must look like, be it by its format or as a call that must be made.
+    """What the answer must look like, be it by its format or as calls.
 
-    OpenAI's own format is one of the text, of which there is none beside such a call; instructor
-    sends both.
+    OpenAI's own format is one of the text alone: with a call that must be made, as from instructor,
+    there is none, and where calls may be made it is the one or the other.
     """
     field = constraining_field(body)
     of_calls = None if tool_use is None else tool_use.constraint
-    if field is None or (of_calls is not None and field.path.startswith("response_format")):
+    if field is None or (of_calls is not None and field.leaves_calls):
         return of_calls
     if of_calls is not None:
         raise InvalidRequestError(

@@ -59,7 +59,7 @@ class DeltaPayload(TypedDict, total=False):
     """``ChoiceDelta`` as it is written: a key is there only when it says something."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
     tool_calls: list[ToolCallPayload]
 
@@ -93,8 +93,12 @@ class ChoiceUpdate:
 
     index: int
     events: Sequence[AnswerEvent]
-    token_ids: tuple[int, ...]
     finish_reason: ChoiceFinishReason | None
+
+    @property
+    def starts_with_call(self) -> bool:
+        """Whether the first that is new is a call."""
+        return bool(self.events) and isinstance(self.events[0], CallStarted)
 
 
 @dataclass(slots=True)
@@ -115,7 +119,9 @@ class _ChoiceRecord:
     finish_reason: ChoiceFinishReason | None = None
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprobPayload] = field(default_factory=list)
+    has_sent_role: bool = False
     num_sent_logprobs: int = 0
+    num_sent_token_ids: int = 0
 
     def add(self, delta: GenerationDelta) -> ChoiceUpdate:
         events = self._read(delta)
@@ -131,7 +137,7 @@ class _ChoiceRecord:
         self.num_cached_tokens += delta.cached_tokens
         self.finish_reason = self._finish_reason(delta)
         self.stop_reason = delta.stop_reason
-        return ChoiceUpdate(delta.index, events, delta.token_ids, self.finish_reason)
+        return ChoiceUpdate(delta.index, events, self.finish_reason)
 
     @property
     def has_unsent_logprobs(self) -> bool:
@@ -261,24 +267,25 @@ class ChatCompletionBuilder:
         )
 
     def opening_chunks(self) -> Iterator[ChunkPayload]:
-        """The chunks that open a stream, before there is any text."""
-        for index in range(len(self._choices)):
-            chunk = self._choice_chunk(index, {"role": "assistant", "content": "", "refusal": None})
-            if index == 0 and self._return_token_ids:
-                chunk["prompt_token_ids"] = self._prompt_token_ids()
-            yield chunk
+        """The chunks that open a stream, before there is any text.
+
+        Choices that may be calls open later: the role of a call comes with no content, as from
+        OpenAI, and clients take an empty one for the start of a text.
+        """
+        for index, choice in enumerate(self._choices):
+            if choice.parser is None:
+                yield self._role_chunk(index, "")
 
     def delta_chunks(self, deltas: Iterable[GenerationDelta]) -> Iterator[ChunkPayload]:
         """Record one step's deltas; gives the chunks of what is new."""
         for update in self.add(deltas):
-            yield from self._piece_chunks(update)
+            is_new = bool(update.events) or update.finish_reason is not None
+            if is_new and not self._choices[update.index].has_sent_role:
+                yield self._role_chunk(update.index, None if update.starts_with_call else "")
+            for event in update.events:
+                yield self._piece_chunk(update.index, _delta(event))
             if update.finish_reason is not None:
-                chunk = self._choice_chunk(update.index, {}, update.finish_reason)
-                if self._choices[update.index].has_unsent_logprobs:  # of what a call ends with
-                    chunk["choices"][0]["logprobs"] = self._unsent_logprobs(update.index)
-                if (stop_reason := self._choices[update.index].stop_reason) is not None:
-                    chunk["choices"][0]["stop_reason"] = stop_reason
-                yield chunk
+                yield self._finish_chunk(update.index, update.finish_reason)
 
     def usage_chunks(self) -> Iterator[ChunkPayload]:
         """The chunk that closes a stream, if the client asked for it."""
@@ -287,19 +294,37 @@ class ChatCompletionBuilder:
             chunk["usage"] = self._usage_payload()
             yield chunk
 
-    def _piece_chunks(self, update: ChoiceUpdate) -> Iterator[ChunkPayload]:
-        """A chunk for each piece of text or of a call. The first tells of all the tokens."""
-        pieces = [_delta(event) for event in update.events]
-        if not pieces and self._return_token_ids and update.token_ids:
-            pieces = [{"content": ""}]
-        token_ids = list(update.token_ids)
-        for piece in pieces:
-            chunk = self._choice_chunk(update.index, piece)
-            chunk["choices"][0]["logprobs"] = self._unsent_logprobs(update.index)
-            if self._return_token_ids:
-                chunk["choices"][0]["token_ids"] = token_ids
-                token_ids = []
-            yield chunk
+    def _role_chunk(self, index: int, content: str | None) -> ChunkPayload:
+        self._choices[index].has_sent_role = True
+        delta: DeltaPayload = {"role": "assistant", "content": content, "refusal": None}
+        chunk = self._choice_chunk(index, delta)
+        if index == 0 and self._return_token_ids:
+            chunk["prompt_token_ids"] = self._prompt_token_ids()
+        return chunk
+
+    def _piece_chunk(self, index: int, delta: DeltaPayload) -> ChunkPayload:
+        """A piece of text or of a call. It tells of all tokens that are untold."""
+        chunk = self._choice_chunk(index, delta)
+        chunk["choices"][0]["logprobs"] = self._unsent_logprobs(index)
+        self._tell_token_ids(chunk)
+        return chunk
+
+    def _finish_chunk(self, index: int, finish_reason: ChoiceFinishReason) -> ChunkPayload:
+        choice, chunk = self._choices[index], self._choice_chunk(index, {}, finish_reason)
+        if choice.has_unsent_logprobs:  # of what a call ends with
+            chunk["choices"][0]["logprobs"] = self._unsent_logprobs(index)
+        if choice.stop_reason is not None:
+            chunk["choices"][0]["stop_reason"] = choice.stop_reason
+        self._tell_token_ids(chunk)
+        return chunk
+
+    def _tell_token_ids(self, chunk: ChunkPayload) -> None:
+        if not self._return_token_ids:
+            return
+        (payload,) = chunk["choices"]
+        choice = self._choices[payload["index"]]
+        payload["token_ids"] = choice.token_ids[choice.num_sent_token_ids :]
+        choice.num_sent_token_ids = len(choice.token_ids)
 
     def _unsent_logprobs(self, index: int) -> ChoiceLogprobsPayload | None:
         if not self._reports_logprobs:

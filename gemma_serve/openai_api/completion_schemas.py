@@ -60,6 +60,8 @@ class UnsupportedInCompletions(BaseModel):
     suffix: UnsupportedIfSet = None
     use_beam_search: Literal[False] | None = None
     stop_regex: UnsupportedIfSet = None
+    logits_processors: UnsupportedIfSet = None
+    prompt_embeds: UnsupportedIfSet = None
     truncation_side: Literal["left"] | None = None
 
 

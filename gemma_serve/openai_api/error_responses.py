@@ -61,6 +61,8 @@ def error_body(error: Exception) -> ErrorResponse:
     rule = _rule(error)
     is_ours = isinstance(error, GemmaServeError)
     param, code = (error.param, error.code) if isinstance(error, RequestError) else (None, None)
+    if isinstance(error, InvalidRequestError) and param is not None:
+        code = code or "invalid_value"
     return ErrorResponse(
         error=ErrorDetails(
             message=_printable(str(error)) if is_ours else "The server failed to answer.",

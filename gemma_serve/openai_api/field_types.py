@@ -60,6 +60,14 @@ def at_most(limit: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def check_text_or_list(value: object) -> object:
+    """For a ``BeforeValidator`` of a list for which a string may stand: pydantic's own words for
+    another value know of the list only."""
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("text_or_list", "Input should be a string or a list")
+    return value
+
+
 def _string_as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -69,5 +77,6 @@ StopStrings = Annotated[
     Field(max_length=16),
     at_most(16),
     BeforeValidator(_string_as_list, json_schema_input_type=str | list[str]),
+    BeforeValidator(check_text_or_list),
 ]
 """A list, for which a single string may stand. Each is searched for after every token."""

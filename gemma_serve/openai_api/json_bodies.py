@@ -100,12 +100,13 @@ def parse_json(body: bytes) -> object:
         raise HTTPException(400, "The body has an integer of too many digits") from None
     except RecursionError:
         raise too_deep from None
-    if _is_deeper(value, MAX_JSON_DEPTH):
+    if is_deeper(value, MAX_JSON_DEPTH):
         raise too_deep
     return value
 
 
-def _is_deeper(value: object, max_depth: int) -> bool:
+def is_deeper(value: object, max_depth: int) -> bool:
+    """Whether lists and objects are nested in ``value`` beyond ``max_depth`` levels."""
     level = [value]
     for _ in range(max_depth):
         level = [inner for outer in level for inner in _containers_in(outer)]

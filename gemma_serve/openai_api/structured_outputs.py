@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from gemma_serve.errors import InvalidRequestError
 from gemma_serve.generation import OutputConstraint
@@ -21,6 +22,9 @@ Pattern = Annotated[Text | None, _EMPTY_AS_ABSENT]
 Choices = Annotated[
     list[Annotated[Text, Field(min_length=1)]] | None, Field(max_length=10_000), _EMPTY_AS_ABSENT
 ]
+
+
+FormatName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class TextFormat(BaseModel):
@@ -39,7 +43,7 @@ class JsonObjectFormat(BaseModel):
 class JsonSchemaDefinition(BaseModel):
     """A schema with a name, which nothing depends on. It is enforced, ``strict`` or not."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    name: FormatName
     description: str | None = None
     definition: Schema = Field(alias="schema", description="A JSON Schema.")
     strict: Bool | None = None
@@ -60,12 +64,24 @@ ResponseFormat = Annotated[
 class StructuredOutputs(BaseModel):
     """vLLM's way to ask: one of these."""
 
+    model_config = ConfigDict(extra="allow")
+
     json_: SchemaOrText = Field(default=None, alias="json")
     json_object: Bool | None = None
     regex: Pattern = None
     choice: Choices = None
     grammar: Pattern = None
     structural_tag: UnsupportedIfSet = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        """Options beside a kind are vLLM's own, but one of them alone may be a kind of tomorrow."""
+        asked = (self.json_, self.json_object, self.regex, self.choice, self.grammar)
+        if any(asked) or not any((self.model_extra or {}).values()):
+            return self
+        raise PydanticCustomError(
+            "unsupported", "None of json, json_object, regex, choice and grammar is given"
+        )
 
 
 class StructuredOutputFields(BaseModel):
@@ -107,6 +123,11 @@ class ConstrainingField:
 
     path: str
     constraint: OutputConstraint
+
+    @property
+    def leaves_calls(self) -> bool:
+        """Whether it is of the text alone, so that calls need not fit: OpenAI's own."""
+        return self.path.startswith("response_format")
 
 
 def constraining_field(body: StructuredOutputFields) -> ConstrainingField | None:

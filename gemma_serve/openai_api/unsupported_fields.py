@@ -28,6 +28,8 @@ class UnsupportedFields(BaseModel):
     web_search_options: None = None
     stop_regex: UnsupportedIfSet = None
     use_beam_search: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    logits_processors: UnsupportedIfSet = None
     truncation_side: Literal["left"] | None = None
     echo: Literal[False] | None = None
     chat_template: UnsupportedIfSet = None

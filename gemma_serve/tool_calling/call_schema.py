@@ -1,4 +1,4 @@
-"""The JSON Schema of an answer that is certain to be a call."""
+"""The JSON Schema of an answer that is certain to be a call, or to be one or have a format."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,9 @@ from gemma_serve.tool_calling.choice import ToolChoice
 
 MAX_FORCED_CALLS: Final = 32
 """In one answer: a small model would write a list without end."""
+
+TEXT: Final = "$text"
+"""Where the schema of a text stands among those of functions, none of which can be called so."""
 
 _SCHEMA_MAPS: Final = frozenset(
     {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
@@ -41,6 +44,23 @@ def tool_call_schema(
     return {"anyOf": [call, several], "$defs": definitions}
 
 
+def text_or_call_schema(
+    text: Mapping[str, object],
+    tools: Sequence[ToolDefinition],
+    choice: ToolChoice,
+    *,
+    parallel: bool,
+) -> dict[str, object]:
+    """What an answer must be under ``auto`` if its text has a format: that, or calls as above."""
+    calls = tool_call_schema(tools, choice, parallel=parallel)
+    of_functions = calls.pop("$defs")
+    assert isinstance(of_functions, dict)
+    return {
+        "anyOf": [{"$ref": f"#/$defs/{TEXT}"}, calls],
+        "$defs": {TEXT: _embedded(text, TEXT), **of_functions},
+    }
+
+
 def _call(name: str) -> dict[str, object]:
     return {
         "type": "object",
@@ -56,10 +76,15 @@ def _parameters(tool: ToolDefinition) -> dict[str, object]:
     A schema without ``additionalProperties`` allows any; models that may go on, do.
     """
     given: dict[str, object] = json.loads(tool.parameters or '{"properties": {}}')
-    schema = {key: value for key, value in given.items() if key not in {"$schema", "$id", "id"}}
-    moved = {"type": "object", **_moved(schema, f"#/$defs/{tool.name}")}
+    moved = {"type": "object", **_embedded(given, tool.name)}
     is_open = "properties" not in moved or bool(_OPEN & moved.keys())
     return moved if is_open else {**moved, "additionalProperties": False}
+
+
+def _embedded(schema: Mapping[str, object], name: str) -> dict[str, object]:
+    """A document's ``schema`` as one of another's ``$defs``."""
+    own = {key: value for key, value in schema.items() if key not in {"$schema", "$id", "id"}}
+    return _moved(own, f"#/$defs/{name}")
 
 
 def _moved(schema: Mapping[str, object], root: str) -> dict[str, object]:

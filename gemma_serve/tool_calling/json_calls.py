@@ -50,6 +50,22 @@ class JsonCallReader:
                 return
         yield from self._finish_object()
 
+    def read_exact(self) -> Reading[None]:
+        """The same for an object that is held to ``call_schema``: nothing else is a call."""
+        source = self._source
+        yield from source.expect("{")
+        if (yield from self._key()) != "name":
+            raise NotACall
+        yield from source.skip_whitespace()
+        name = yield from self._word(self._names)
+        if not (yield from self._goes_on()) or (yield from self._key()) != "parameters":
+            raise NotACall
+        if (yield from source.skip_whitespace()) != "{":
+            raise NotACall
+        self._sink.start(name)
+        yield from self._pass_on_arguments()
+        yield from self._finish_object()
+
     def _made_call_of(self, members: _Members) -> Reading[bool]:
         """Read one more member; whether all of the call has gone to the sink with it."""
         key = yield from self._key()

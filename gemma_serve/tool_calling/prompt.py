@@ -35,9 +35,14 @@ def tool_prompt(offer: ToolOffer) -> str:
     assert offer.form != "function_gemma"  # which is no text alone
     definitions = ",\n".join(map(_definition, offer.definitions))
     text = f"{_INSTRUCTIONS[offer.form]}[\n{definitions}\n]"
-    if offer.allowed is None:
-        return text
-    return f"{text}\n\nOf these, you may now call only: {', '.join(offer.allowed)}"
+    if offer.allowed is not None:
+        text += f"\n\nOf these, you may now call only: {', '.join(offer.allowed)}"
+    if offer.answer_schema is not None:
+        text += (
+            "\n\nIf you do not call a function, respond only with JSON that fits this JSON Schema:"
+            f"\n{offer.answer_schema}"
+        )
+    return text
 
 
 def calls_text(calls: Sequence[ToolCall], form: PromptedToolForm) -> str:

@@ -18,7 +18,7 @@ def settings_of(file: DeployFile) -> AppSettings:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_file_is_valid_and_open_to_this_machine_only(path: Path) -> None:
     file = read_deploy_file(path)
-    assert file.hosts == {"127.0.0.1"}
+    assert file.addresses == {("127.0.0.1", 8000)}
     assert file.base_url("gemma") == "http://127.0.0.1:8000/v1"
 
 
@@ -79,11 +79,22 @@ def file_of_ours(tmp_path: Path, top: str = "", args: str = "", route_prefix: st
 def test_addresses_are_those_of_whoever_listens(tmp_path: Path) -> None:
     proxies = "http_options: {host: 0.0.0.0, port: 81}"
     proxied = read_deploy_file(file_of_ours(tmp_path, proxies, route_prefix="/chat"))
-    assert proxied.hosts == {"0.0.0.0"}
+    assert proxied.addresses == {("0.0.0.0", 81)}
     assert proxied.base_url("ours") == "http://127.0.0.1:81/chat/v1"
     listening = read_deploy_file(file_of_ours(tmp_path, proxies, "host: '::', port: 82"))
-    assert listening.hosts == {"::"}
+    assert listening.addresses == {("::", 82)}
     assert listening.base_url("ours") == "http://127.0.0.1:82/v1"
+
+
+def test_two_applications_at_one_port_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(
+        "applications:\n"
+        "  - {name: a, route_prefix: /a, import_path: 'serve_app:build_app', args: {port: 81}}\n"
+        "  - {name: b, route_prefix: /b, import_path: 'serve_app:build_app', args: {port: 81}}\n"
+    )
+    with pytest.raises(ConfigurationError, match="b: a listens at port 81 too"):
+        read_deploy_file(path)
 
 
 def test_port_that_serves_proxies_have_too_is_refused(tmp_path: Path) -> None:

@@ -62,6 +62,37 @@ async def test_parse_reads_the_arguments_of_a_call() -> None:
     assert parsed.function.parsed_arguments == City(name="Paris", rivers=["Seine"])
 
 
+class Rivers(BaseModel):
+    """Look up rivers."""
+
+    city: str
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed", "calls"),
+    [
+        (PARIS, City(name="Paris", rivers=["Seine"]), []),
+        ('{"name": "Rivers", "parameters": {"city": "Paris"}}', None, [Rivers(city="Paris")]),
+    ],
+)
+async def test_parse_reads_the_format_or_the_call_that_was_made_instead(
+    text: str, parsed: City | None, calls: list[Rivers]
+) -> None:
+    tools = [openai.pydantic_function_tool(Rivers)]
+    async with sdk(FakeGenerationClient(*answer(*text))) as client:
+        completion = await client.chat.completions.parse(
+            model=MODEL, messages=HELLO, response_format=City, tools=tools
+        )
+        async with client.chat.completions.stream(
+            model=MODEL, messages=HELLO, response_format=City, tools=tools
+        ) as stream:
+            streamed = await stream.get_final_completion()
+    for message in (completion.choices[0].message, streamed.choices[0].message):
+        assert message.parsed == parsed
+        made = [call.function.parsed_arguments for call in message.tool_calls or ()]
+        assert made == calls
+
+
 async def test_stream_gives_events_of_content_as_it_grows() -> None:
     async with (
         sdk(FakeGenerationClient(*answer('{"name": "Paris", ', '"rivers": []}'))) as client,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.gemma.config import ModelConfig
 from gemma_serve.gemma.generator import GemmaGenerator
+from gemma_serve.openai_api.config import ToolPolicy
 from tests.integration.test_http import MODEL, assert_idle, sdk
 from tests.tiny import save_tiny_checkpoint
 
@@ -40,8 +41,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GemmaGenerator]:
     generator.close()
 
 
-async def complete(generator: GemmaGenerator, **fields: object) -> ChatCompletion:
-    async with sdk(generator) as client:
+async def complete(
+    generator: GemmaGenerator, *, policy: ToolPolicy | None = None, **fields: object
+) -> ChatCompletion:
+    async with sdk(generator, tools=policy) as client:
         completion = await client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": "Say something."}],
@@ -105,6 +108,35 @@ async def test_calls_that_must_be_made_are_made_and_fit_their_parameters(
         schema = SCHEMA if call.function.name == "paint" else {"maxProperties": 0}
         jsonschema.validate(json.loads(call.function.arguments), schema)
     assert called <= names
+
+
+DONE = {
+    "type": "object",
+    "properties": {"done": {"type": "boolean"}},
+    "required": ["done"],
+    "additionalProperties": False,
+}
+
+
+async def test_answers_beside_tools_have_their_format_or_are_calls(tiny: GemmaGenerator) -> None:
+    completion = await complete(
+        tiny,
+        policy="prompt",
+        tools=[OTHER],
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": DONE}},
+        parallel_tool_calls=False,
+        n=16,
+        temperature=1.5,
+        seed=3,
+        max_tokens=150,
+    )
+    texts = [c.message.content for c in completion.choices if c.message.tool_calls is None]
+    called = [c for c in completion.choices if c.message.tool_calls is not None]
+    for text in texts:
+        jsonschema.validate(json.loads(text or ""), DONE)
+    assert {(c.finish_reason, c.message.content) for c in called} == {("tool_calls", None)}
+    assert texts
+    assert_idle(tiny)
 
 
 async def test_parameters_that_cannot_be_enforced_are_named(tiny: GemmaGenerator) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemma_serve.errors import InvalidRequestError
 from gemma_serve.openai_api.chat_schemas import ChatCompletionRequest
 from gemma_serve.openai_api.validation_errors import field_path
 from tests.fakes import FakeGenerationClient, answer
@@ -97,6 +98,8 @@ def user(*parts: object) -> dict[str, object]:
         ({"messages": [5]}, "messages[0]"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": 5}]}, None),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": {}}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
         (user({"type": "text", "text": "\ud800"}), "messages[0].content[0].text"),
         (user({"type": "text", "text": 5}), "messages[0].content[0].text"),
@@ -200,7 +203,10 @@ async def test_invalid_value_is_a_400_that_names_the_field(
             {"structured_outputs": {"structural_tag": "{}"}},
             "structured_outputs.structural_tag",
         ),
+        ({"structured_outputs": {"lark": "start: x"}}, "structured_outputs"),
         ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"logits_processors": ["x"]}, "logits_processors"),
         ({"truncation_side": "right", "truncate_prompt_tokens": 5}, "truncation_side"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         (user({"type": "text", "text": "x"}, {"type": "input_audio"}), "messages[0].content[1]"),
@@ -234,6 +240,9 @@ async def test_unsupported_field_is_a_400_that_names_it(
         {"logprobs": False, "top_logprobs": 0},
         {"modalities": ["text"], "audio": None},
         {"structured_outputs": {}, "guided_regex": "", "guided_choice": []},
+        {"structured_outputs": {"regex": None, "disable_any_whitespace": False}},
+        {"structured_outputs": {"regex": "a", "disable_any_whitespace": True}},
+        {"best_of": 1, "logits_processors": []},
         {"min_tokens": 0, "bad_words": [], "echo": False},
         {"continue_final_message": False, "add_generation_prompt": True},
         {
@@ -343,6 +352,25 @@ async def test_message_says_what_was_wanted_and_what_was_got() -> None:
     assert error_of(response)["message"] == (
         "Invalid temperature: Input should be less than or equal to 2, got 3"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"stop": 5}, "stop"), ({"messages": [{**USER, "content": 5}]}, "messages[0].content")],
+)
+async def test_message_knows_that_a_string_may_stand_for_a_list(
+    fields: dict[str, object], param: str
+) -> None:
+    response = await post_chat(make_app(FakeGenerationClient()), **fields)
+    assert error_of(response)["message"] == (
+        f"Invalid {param}: Input should be a string or a list, got 5"
+    )
+
+
+async def test_mistake_in_a_field_always_has_a_code() -> None:
+    refused = InvalidRequestError("The picture is torn.", param="messages[0].content[0]")
+    response = await post_chat(make_app(FakeGenerationClient(generate_error=refused)))
+    assert error_of(response)["code"] == "invalid_value"
 
 
 async def test_long_values_are_not_quoted_in_full() -> None:

@@ -180,6 +180,12 @@ async def test_assistant_content_may_be_missing(content: dict[str, object]) -> N
     )
 
 
+async def test_kind_of_a_call_may_be_null() -> None:
+    message = {"role": "assistant", "tool_calls": [{**CALL, "type": None}]}
+    (said,) = messages_of(await requested(messages=[message]))
+    assert said.tool_calls == (ToolCall("call_1", "get_time", "{}"),)
+
+
 async def test_tool_result_names_its_call() -> None:
     message = {"role": "tool", "tool_call_id": "call_1", "content": "12:00"}
     request = await requested(messages=[message])

@@ -151,8 +151,8 @@ async def test_format_of_the_text_says_nothing_of_a_call_that_must_be_made(
     assert formatted.output_constraint == plain.output_constraint
 
 
-async def test_format_of_an_answer_that_may_be_a_call_is_obeyed() -> None:
-    request = await requested(response_format={"type": "json_object"})
+async def test_format_of_another_server_is_obeyed_by_calls_too() -> None:
+    request = await requested(format="json")
     assert offer_of(request) == ToolOffer(definitions=DEFINITIONS)
     assert request.output_constraint == OutputConstraint(kind="json_object", value="")
 
@@ -172,6 +172,94 @@ async def test_parameters_that_cannot_be_enforced_are_an_error_of_their_tool(
     client = FakeGenerationClient(generate_error=OutputConstraintError("No.", param=place))
     response = await post_chat(make_app(client), tools=TOOLS, tool_choice="required")
     assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
+ANSWER = {"type": "object", "properties": {"sunny": {"type": "boolean"}}}
+ANSWER_FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ANSWER}}
+
+
+@pytest.mark.parametrize(
+    ("response_format", "text"),
+    [
+        (ANSWER_FORMAT, ANSWER),
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_object", "schema": json.dumps(ANSWER)}, ANSWER),
+    ],
+)
+async def test_format_beside_tools_is_one_of_text_and_leaves_calls_possible(
+    response_format: object, text: object
+) -> None:
+    """The format once won, and no call could be made."""
+    request = await requested(response_format=response_format)
+    schema = schema_of(request)
+    required = schema_of(await requested(tool_choice="required"))
+    calls = {"anyOf": required["anyOf"]}
+    assert schema["anyOf"] == [{"$ref": "#/$defs/$text"}, calls]
+    assert schema["$defs"] == {"$text": text, **required["$defs"]}  # type: ignore[dict-item]  # JSON
+    assert offer_of(request) == ToolOffer(definitions=DEFINITIONS, answer_schema=json.dumps(text))
+
+
+async def test_format_leaves_only_calls_possible_that_tools_allow() -> None:
+    one = await requested(response_format=ANSWER_FORMAT, parallel_tool_calls=False)
+    assert functions_of(schema_of(one)) == ["$text", "get_time", "get_weather"]
+    assert '"array"' not in json.dumps(schema_of(one)["anyOf"])
+    few = await requested(response_format=ANSWER_FORMAT, tool_choice=allowed("auto", WEATHER))
+    assert functions_of(schema_of(few)) == ["$text", "get_weather"]
+    assert '"array"' in json.dumps(schema_of(few)["anyOf"])
+
+
+async def test_format_is_all_there_is_where_no_call_can_be_made() -> None:
+    for request in (
+        await requested(response_format=ANSWER_FORMAT, tool_choice="none"),
+        await requested(response_format=ANSWER_FORMAT, tools=[]),
+        await requested(response_format=ANSWER_FORMAT, calls_tools=False),
+    ):
+        assert schema_of(request) == ANSWER
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "{",
+        "[1]",
+        '{"a": NaN}',
+        '{"a": "\\ud800"}',
+        *('{"a":' * n + "1" + "}" * n for n in (300, 5000)),
+    ],
+)
+async def test_text_that_is_no_schema_is_left_for_the_compiler_to_refuse(schema: str) -> None:
+    request = await requested(response_format={"type": "json_object", "schema": schema})
+    assert request.output_constraint == OutputConstraint(kind="json_schema", value=schema)
+    assert offer_of(request) == ToolOffer(definitions=DEFINITIONS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "place", "param"),
+    [
+        ({}, "$defs.$text.properties.a", "response_format.json_schema.schema.properties.a"),
+        ({}, "$defs.$text.$defs.A", "response_format.json_schema.schema.$defs.A"),
+        ({}, None, "response_format.json_schema.schema"),
+        ({}, "$defs.get_weather.properties.city", "tools[1].function.parameters.properties.city"),
+        (
+            {"tool_choice": "required"},
+            "$defs.get_weather.properties.city",
+            "tools[1].function.parameters.properties.city",
+        ),
+        (
+            {"tool_choice": "none"},
+            "properties.a",
+            "response_format.json_schema.schema.properties.a",
+        ),
+    ],
+)
+async def test_what_cannot_be_enforced_is_an_error_of_the_format_or_of_the_function(
+    fields: dict[str, object], place: str | None, param: str
+) -> None:
+    error = OutputConstraintError("it is odd", param=place, code="invalid_value")
+    app = make_app(FakeGenerationClient(generate_error=error))
+    response = await post_chat(app, tools=TOOLS, response_format=ANSWER_FORMAT, **fields)
+    assert response.status_code == 400
+    assert (error_of(response)["param"], error_of(response)["message"]) == (param, "it is odd")
 
 
 async def test_form_of_the_prompt_is_a_setting() -> None:
@@ -294,6 +382,29 @@ async def test_stream_of_a_call_is_its_name_and_then_pieces_of_its_arguments() -
         {"tool_calls": [{"index": 0, "function": {"arguments": '"city": "Paris"}'}}]},
     ]
     assert (last["delta"], last["finish_reason"]) == ({}, "tool_calls")
+
+
+async def test_stream_that_begins_with_a_call_has_no_content_and_one_of_text_does() -> None:
+    """Clients take an empty content for the start of a text."""
+    for fields in ({}, {"tool_choice": "required"}, {"response_format": ANSWER_FORMAT}):
+        role, call, *_ = choices_of(await called(CALL[:30], CALL[30:], stream=True, **fields))
+        assert role["delta"] == {"role": "assistant", "content": None, "refusal": None}
+        assert "tool_calls" in call["delta"]  # type: ignore[operator]  # JSON
+    role, text, *_ = choices_of(await called("Sunny.", stream=True))
+    assert role["delta"] == {"role": "assistant", "content": "", "refusal": None}
+    assert text["delta"] == {"content": "Sunny."}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answer_in_its_format_is_text_whatever_it_holds(stream: bool) -> None:
+    text = f'{{"calls": [{CALL}]}}'
+    fields = {"tools": TOOLS, "response_format": {"type": "json_object"}, "stream": stream}
+    response = await post_chat(make_app(FakeGenerationClient(*answer(*text))), **fields)
+    if stream:
+        deltas = [choice["delta"] for choice in choices_of(response)]
+        assert "".join(delta.get("content", "") for delta in deltas) == text  # type: ignore[attr-defined]  # JSON
+    else:
+        assert response.json()["choices"][0]["message"]["content"] == text
 
 
 async def test_text_that_was_held_back_comes_before_the_finish_reason() -> None:

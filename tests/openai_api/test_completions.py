@@ -372,6 +372,8 @@ async def test_token_ids_are_told_if_asked_for() -> None:
         ({"stream_options": {}}, "stream_options", "invalid_value"),
         ({"best_of": 2}, "best_of", "unsupported_value"),
         ({"suffix": "x"}, "suffix", "unsupported_value"),
+        ({"prompt_embeds": "x"}, "prompt_embeds", "unsupported_value"),
+        ({"logits_processors": ["x"]}, "logits_processors", "unsupported_value"),
         ({"regex": "a", "guided_regex": "a"}, "regex", "invalid_value"),
         ({"response_format": {"type": "xml"}}, "response_format", "unsupported_value"),
     ],

@@ -8,6 +8,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from deployments.http_server import HttpServer
+from deployments.ports import bind_shared, require_unused
 from gemma_serve.errors import ConfigurationError, UnavailableError
 from tests.serve.conftest import free_port
 
@@ -62,3 +63,19 @@ async def test_port_that_somebody_else_has_is_named() -> None:
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"cannot listen at 127.0.0.1:{port}: Address"):
             HttpServer(SlowApp(), "127.0.0.1", port)
+
+
+async def test_front_ends_share_a_port_and_another_server_is_refused() -> None:
+    """The second of two servers once got half of the first one's connections, in silence."""
+    app, port = SlowApp(), free_port()
+    require_unused("127.0.0.1", port)
+    server = HttpServer(app, "127.0.0.1", port)
+    app.may_answer.set()
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5)) as client:
+        await client.get(f"http://127.0.0.1:{port}/")  # it listens
+    bind_shared("127.0.0.1", port).close()
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(ConfigurationError, match=f"port {port} is in use"):
+            require_unused(host, port)
+    await server.close()
+    require_unused("127.0.0.1", port)

@@ -1,6 +1,7 @@
 """The launcher as a user runs it, with a real model behind it."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,6 +41,21 @@ def test_mistake_in_the_file_ends_it_before_ray_starts(tmp_path: Path) -> None:
     assert "max_seqs: there is no such setting; did you mean max_num_seqs?" in errors
     assert "starting Ray" not in errors
     assert "Traceback" not in errors
+
+
+def test_port_that_is_in_use_ends_it_before_ray_starts(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as our own servers do
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        config.write_text(CONFIG.format(port=port, model="demo"))
+        with launch(config) as process:
+            _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"port {port} is in use" in errors
+    assert "starting Ray" not in errors
 
 
 def test_model_is_served_from_the_ready_line_until_an_interrupt(tmp_path: Path) -> None:

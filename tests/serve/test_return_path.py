@@ -2,6 +2,9 @@
 
 import asyncio
 import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from gemma_serve.generation import (
 from gemma_serve.messages import ChatMessage, Role, TextPart
 from tests.serve.scripted_gemma import ScriptedGemma
 
+ROOT = Path(__file__).parents[2]
 ELSEWHERE = ReturnAddress("/no/such/socket", bytes(16))
 STARTED = GenerationStarted(prompt_tokens=3)
 WORDS = [[GenerationDelta(0, word, (1,))] for word in ("Pa", "ris")]
@@ -133,6 +137,43 @@ async def test_only_the_servers_user_reaches_the_socket_and_closing_removes_it()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     returns.close()
     assert not folder.exists()
+
+
+KILLED = """
+import asyncio, os, signal
+from deployments.return_path import ReturnSocket
+
+async def die() -> None:
+    returns = ReturnSocket()
+    print((await returns.expect()).address.socket, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(die())
+"""
+
+
+def test_folder_that_a_killed_process_left_is_removed_by_the_next() -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    left_behind = Path(killed.stdout.strip())
+    assert left_behind.is_socket()
+    ReturnSocket().close()
+    assert not left_behind.parent.exists()
+
+
+def test_folder_that_is_just_being_made_stays() -> None:
+    """Front ends start together, and the one would remove what the other has not locked yet."""
+    with tempfile.TemporaryDirectory(prefix="gemma-serve-return-", dir="/tmp") as folder:
+        ReturnSocket().close()
+        assert Path(folder).is_dir()
+
+
+async def test_folder_of_a_living_process_stays(returns: ReturnSocket) -> None:
+    stream = await returns.expect()
+    ReturnSocket().close()
+    async with await sender_to(stream.address):
+        stream.close()
 
 
 async def test_replica_sends_past_ray_where_it_can(returns: ReturnSocket) -> None:

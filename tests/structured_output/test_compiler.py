@@ -8,9 +8,12 @@ import pytest
 
 from gemma_serve.errors import OutputConstraintError, OverloadedError
 from gemma_serve.generation import OutputConstraint
+from gemma_serve.messages import ToolDefinition
 from gemma_serve.structured_output import compiler as compiler_module
 from gemma_serve.structured_output.compiler import ConstraintCompiler
 from gemma_serve.structured_output.grammar_constraint import GrammarConstraint
+from gemma_serve.tool_calling.call_schema import text_or_call_schema
+from gemma_serve.tool_calling.choice import ToolChoice
 from tests.structured_output.vocabularies import (
     END_OF_TURN,
     EOS,
@@ -84,6 +87,24 @@ SIZED = {
 """Every object that fits has one or two keys, whether it is said or not."""
 
 
+EITHER = text_or_call_schema(
+    {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/A"}},
+        "required": ["a"],
+        "$defs": {"A": {"const": 1}},
+    },
+    [
+        ToolDefinition("get_time"),
+        ToolDefinition("look", None, '{"properties": {"at": {"type": "string"}}}'),
+    ],
+    ToolChoice("auto", ("get_time", "look")),
+    parallel=True,
+)
+"""A format that allows any object with the right ``a``, or calls."""
+TIME_CALL = '{"name": "get_time", "parameters": {}}'
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "text", "fits"),
     [
@@ -109,6 +130,14 @@ SIZED = {
         ("json_schema", SIZED, "{}", False),
         ("json_schema", {"anyOf": [SIZED]}, '{"a": null}', True),
         ("json_schema", {**SIZED, "minProperties": 2}, '{"a": null}', False),
+        ("json_schema", EITHER, '{"a": 1}', True),
+        ("json_schema", EITHER, '{"a": 2}', False),
+        ("json_schema", EITHER, TIME_CALL, True),
+        ("json_schema", EITHER, '{"name": "look", "parameters": {"at": "x"}}', True),
+        ("json_schema", EITHER, '{"name": "look", "parameters": {"at": 1}}', False),
+        ("json_schema", EITHER, f"[{TIME_CALL}, {TIME_CALL}]", True),
+        ("json_schema", EITHER, f'[{TIME_CALL}, {{"a": 1}}]', False),
+        ("json_schema", EITHER, "[]", False),
         ("json_object", "", '{"a": [1, {"b": null}]}', True),
         ("json_object", "", "[1]", False),
         ("json_object", "", "```json\n{}", False),
@@ -153,6 +182,21 @@ def test_copies_go_their_own_ways(compiler: ConstraintCompiler) -> None:
     first, second = asyncio.run(compiler.constraints(wanted, 2))
     first.accept(ord("c"))
     assert (allowed(first), ord("a") in allowed(second)) == ({ord("d")}, True)
+
+
+def test_what_cannot_be_enforced_beside_calls_is_told_of_the_text_or_the_function(
+    compiler: ConstraintCompiler,
+) -> None:
+    choice = ToolChoice("auto", ("f",))
+    for text, parameters, place in (
+        (ITEM, "{}", "$defs.$text.properties.set"),
+        ({}, json.dumps(ITEM), "$defs.f.properties.set"),
+    ):
+        tool = ToolDefinition("f", None, parameters)
+        either = text_or_call_schema(text, [tool], choice, parallel=True)
+        with pytest.raises(OutputConstraintError) as caught:
+            start(compiler, "json_schema", either)
+        assert caught.value.param == place
 
 
 def test_guesses_are_checked_without_a_step_and_forks_go_on_alone(

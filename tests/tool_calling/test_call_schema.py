@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gemma_serve.messages import ToolDefinition
-from gemma_serve.tool_calling.call_schema import tool_call_schema
+from gemma_serve.tool_calling.call_schema import text_or_call_schema, tool_call_schema
 from gemma_serve.tool_calling.choice import ToolChoice
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -55,6 +55,22 @@ def test_parallel_calls_are_one_call_or_a_bounded_list() -> None:
     call = call_of("get_time")
     several = {"type": "array", "items": call, "minItems": 1, "maxItems": 32}
     assert schema["anyOf"] == [call, several]
+
+
+def test_text_with_a_format_is_that_or_calls() -> None:
+    text = {"$id": "x", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"$ref": "#"}}}
+    choice = ToolChoice("auto", ("get_time",))
+    calls = tool_call_schema([TIME], choice, parallel=True)
+    assert text_or_call_schema(text, [TIME, WEATHER], choice, parallel=True) == {
+        "anyOf": [{"$ref": "#/$defs/$text"}, {"anyOf": calls["anyOf"]}],
+        "$defs": {
+            "$text": {
+                "properties": {"a": {"$ref": "#/$defs/$text/$defs/A"}},
+                "$defs": {"A": {"$ref": "#/$defs/$text"}},
+            },
+            "get_time": {"type": "object", "properties": {}, "additionalProperties": False},
+        },
+    }
 
 
 def test_references_lead_to_where_the_parameters_stand() -> None:

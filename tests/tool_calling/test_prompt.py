@@ -51,6 +51,14 @@ def test_choice_among_the_functions_leaves_the_prefix_as_it_is() -> None:
     )
 
 
+def test_format_of_other_answers_leaves_the_prefix_as_it_is() -> None:
+    assert tool_prompt(replace(OFFER, allowed=("get_time",), answer_schema='{"const": 1}')) == (
+        tool_prompt(replace(OFFER, allowed=("get_time",)))
+        + "\n\nIf you do not call a function, respond only with JSON that fits this JSON Schema:"
+        + '\n{"const": 1}'
+    )
+
+
 def test_one_earlier_call_is_an_object_and_several_are_a_list() -> None:
     paris = '{"name": "get_weather", "parameters": {"city": "Paris", "days": [1, true, null]}}'
     time = '{"name": "get_time", "parameters": {}}'

@@ -135,12 +135,25 @@ def _fields_of_chats(body: ResponseRequest) -> dict[str, object]:
 def _response_format(body: ResponseRequest) -> dict[str, object]:
     match body.text and body.text.format:
         case JsonObjectFormat():
+            _check_only_format(body)
             return {"response_format": {"type": "json_object"}}
         case JsonSchemaFormat() as wanted:
+            _check_only_format(body)
             schema = wanted.model_dump(exclude={"type"})
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
         case _:
             return {}
+
+
+def _check_only_format(body: ResponseRequest) -> None:
+    """``response_format`` is a chat's, and would have to give way."""
+    if (body.model_extra or {}).get("response_format"):
+        raise InvalidRequestError(
+            "text.format and response_format both say what the answer must look like; "
+            "leave one out",
+            param="response_format",
+            code="invalid_value",
+        )
 
 
 def _tools(body: ResponseRequest) -> list[dict[str, object]] | None:

@@ -22,7 +22,7 @@ from gemma_serve.openai_api.chat_messages import (
     ToolMessage,
     UserMessage,
 )
-from gemma_serve.openai_api.field_types import Text
+from gemma_serve.openai_api.field_types import Text, check_text_or_list
 
 
 class TextInput(BaseModel):
@@ -44,10 +44,13 @@ class ImageInput(BaseModel):
 
     type: Literal["input_image"]
     image_url: Annotated[Text, Field(min_length=1, description="An https: or a data: URL.")]
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = Field(
+        default=None, description="original: as closely as there is, which is high."
+    )
 
 
 def _text_as_part(value: object) -> object:
+    value = check_text_or_list(value)
     return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
 
 
@@ -231,7 +234,8 @@ def _text_part(part: TextInput) -> TextContentPart:
 def _user_part(part: TextInput | ImageInput) -> TextContentPart | ImageContentPart:
     if isinstance(part, TextInput):
         return _text_part(part)
-    image_url = ImageUrl(url=part.image_url, detail=part.detail)
+    detail = "high" if part.detail == "original" else part.detail
+    image_url = ImageUrl(url=part.image_url, detail=detail)
     return ImageContentPart(type="image_url", image_url=image_url)
 
 

@@ -6,11 +6,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gemma_serve.openai_api.chat_messages import check_num_parts
 from gemma_serve.openai_api.chat_schemas import MAX_MESSAGES
-from gemma_serve.openai_api.field_types import Bool, Int, JsonObject, Text, at_most
+from gemma_serve.openai_api.field_types import (
+    Bool,
+    Int,
+    JsonObject,
+    Text,
+    at_most,
+    check_text_or_list,
+)
 from gemma_serve.openai_api.requesters import RequesterFields
 from gemma_serve.openai_api.response_schemas import AbsentIfNone
 from gemma_serve.openai_api.responses.input_items import InputItem
 from gemma_serve.openai_api.sampling_fields import INT64_MAX, TokenFields
+from gemma_serve.openai_api.structured_outputs import FormatName
 from gemma_serve.openai_api.tool_schemas import MAX_TOOLS, ChoiceMode, FunctionName, word_as_object
 
 
@@ -23,6 +31,7 @@ Input = Annotated[
     Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),  # only the first mistake is told
     BeforeValidator(check_num_parts),
     BeforeValidator(_text_as_item, json_schema_input_type=str | list[InputItem]),
+    BeforeValidator(check_text_or_list),
 ]
 
 
@@ -44,7 +53,7 @@ class JsonSchemaFormat(BaseModel):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     type: Literal["json_schema"]
-    name: str
+    name: FormatName
     schema_: JsonObject = Field(alias="schema")
     description: Text | None = None
     strict: Bool | None = None
@@ -116,6 +125,7 @@ class UnsupportedInResponses(BaseModel):
     background: Literal[False] | None = None
     conversation: None = None
     prompt: None = None
+    n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
 
 

@@ -322,3 +322,30 @@ async def test_parameters_that_cannot_be_enforced_are_told_by_their_place() -> N
     client = FakeGenerationClient(generate_error=error)
     response = await post(make_app(client), tools=[WEATHER, TIME], tool_choice="required")
     assert error_of(response)["param"] == "tools[1].parameters.properties.a"
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ('{"calls": [{"name": "get_time", "parameters": {}}]}', ["message"]),
+        ('{"name": "get_time", "parameters": {}}', ["function_call"]),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answer_beside_tools_has_its_format_or_is_calls(
+    text: str, items: list[str], stream: bool
+) -> None:
+    client = FakeGenerationClient(*answer(*text))
+    fields = {"tools": [TIME], "text": {"format": {"type": "json_object"}}, "stream": stream}
+    response = await post(make_app(client), **fields)
+    output = events_of(response)[-1]["response"]["output"] if stream else response.json()["output"]
+    assert [item["type"] for item in output] == items
+
+
+async def test_format_that_cannot_be_enforced_beside_tools_is_told_by_its_place() -> None:
+    error = OutputConstraintError("No.", param="$defs.$text.properties.a")
+    wanted = {"type": "json_schema", "name": "x", "schema": {"type": "object"}}
+    response = await post(
+        make_app(FakeGenerationClient(generate_error=error)), tools=[TIME], text={"format": wanted}
+    )
+    assert error_of(response)["param"] == "text.format.schema.properties.a"

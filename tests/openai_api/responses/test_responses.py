@@ -256,13 +256,16 @@ async def test_format_that_cannot_be_enforced_is_told_by_its_place_in_the_text_f
     assert error_of(response)["param"] == "text.format.schema.properties.a"
 
 
-async def test_image_is_loaded() -> None:
+@pytest.mark.parametrize(
+    ("asked", "detail"), [("low", "low"), ("original", "high"), (None, "auto")]
+)
+async def test_image_is_loaded(asked: str | None, detail: str) -> None:
     client = FakeGenerationClient(*answer(), description=VISION_MODEL)
     loader = FakeImageLoader()
-    image = {"type": "input_image", "image_url": "https://a/1.png", "detail": "low"}
+    image = {"type": "input_image", "image_url": "https://a/1.png", "detail": asked}
     await post(make_app(client, loader), [{"role": "user", "content": [image]}])
     assert messages_of(client.requests[0])[0].parts == (image_of("https://a/1.png"),)
-    assert [detail for _, detail, _ in loader.calls] == ["low"]
+    assert [call[1] for call in loader.calls] == [detail]
 
 
 async def test_image_that_cannot_be_loaded_is_told_by_its_place_in_the_input() -> None:
@@ -367,6 +370,20 @@ USER = {"role": "user", "content": "x"}
             )
             for schema in UNTELLABLE_SCHEMAS
         ),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}},
+            "text.format.name",
+            "invalid_value",
+        ),
+        (
+            {
+                "text": {"format": {"type": "json_object"}},
+                "response_format": {"type": "json_object"},
+            },
+            "response_format",
+            "invalid_value",
+        ),
+        ({"n": 2}, "n", "unsupported_value"),
         ({"background": True}, "background", "unsupported_value"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_value"),
         ({"logprobs": True}, "logprobs", "unsupported_value"),
@@ -395,5 +412,5 @@ async def test_mistake_is_a_400_that_names_the_field(
 async def test_nulls_and_unknown_fields_mean_nothing() -> None:
     names = ["instructions", "tools", "tool_choice", "text", "metadata", "include", "store"]
     names += ["temperature", "stream", "truncation", "previous_response_id", "reasoning", "user"]
-    request = await requested(**dict.fromkeys(names), n=5, stream_options={"x": 1})
+    request = await requested(**dict.fromkeys(names), num_ctx=5, stream_options={"x": 1})
     assert request.n == 1
