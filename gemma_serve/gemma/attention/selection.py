@@ -20,6 +20,7 @@ from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from gemma_serve.gemma.attention.trial import difference_from_reference, trial_len
 from gemma_serve.gemma.attention.varlen import VarlenAttention, installed_varlen_attn
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
+from gemma_serve.gemma.launching import lack_of_build_tools
 from gemma_serve.gemma.quantization.fp8 import FP8
 
 logger = logging.getLogger(__name__)
@@ -73,14 +74,20 @@ def select_attention(setting: AttentionSetting, needs: AttentionNeeds) -> Select
         return _selected(setting, needs)
     on_gpu = needs.layout.plane_devices[0].type == "cuda"
     *candidates, last_resort = _GPU_ORDER if on_gpu else _CPU_ORDER
+    obstacles = []
     for candidate in candidates:
         obstacle = _obstacle(candidate, needs)
         if obstacle is None:
             logger.info("attention: %s", candidate)
             return _selected(candidate, needs)
         logger.info("attention: not %s: %s", candidate, obstacle)
+        obstacles.append(f"not {candidate}: {obstacle}")
     if on_gpu:
-        logger.warning("attention: %s, which is slow with many sequences", last_resort)
+        logger.warning(
+            "attention: %s, which is slow with many sequences; %s",
+            last_resort,
+            "; ".join(obstacles),
+        )
     return _selected(last_resort, needs)
 
 
@@ -132,7 +139,8 @@ def _obstacle(name: AttentionSetting, needs: AttentionNeeds) -> str | None:
     except Exception as error:
         # Compilers and drivers raise what they like, and another kind of attention may work.
         logger.debug("attention: %s failed its trial", name, exc_info=True)
-        return f"{type(error).__name__}: {error}"
+        lack = lack_of_build_tools() if name == "triton" else None
+        return f"{type(error).__name__}: {error}" if lack is None else f"it needs {lack}"
     if not difference <= _MAX_DIFFERENCE:  # NaN is none either
         return f"its results differ from the reference by {difference:.3g}"
     return None
