@@ -50,7 +50,7 @@ def build_engine(
     )
     vision_bytes = vision_cache_budget(gemma, config)
     selected = _select_attention(gemma, layout, config, attention)
-    decoder = Decoder(gemma.model, norms="triton" if selected.uses_triton else "torch")
+    decoder = Decoder(gemma.model, "triton" if selected.uses_triton else "torch")
 
     def make_runner(num_blocks: int) -> GemmaModelRunner:
         cache = KVCache(layout, num_blocks=num_blocks, block_size=config.block_size)

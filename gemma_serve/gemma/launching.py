@@ -5,8 +5,14 @@ import sysconfig
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from shutil import which
+from typing import Literal
 
 import torch
+
+Kernels = Literal["torch", "triton"]
+"""Who computes what stands between the matrix products: torch, or kernels of ours, which do at once
+what torch needs several for."""
+
 
 def lack_of_build_tools() -> str | None:
     """What Triton, which builds a small C extension before its first launch, does not find here."""
