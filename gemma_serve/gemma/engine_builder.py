@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, Vocabulary
@@ -27,6 +29,7 @@ from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.gemma.model_runner import GemmaModelRunner
 from gemma_serve.gemma.out_of_memory import memory_errors
+from gemma_serve.gemma.projections import activation_dtype
 from gemma_serve.gemma.quantization.fp8 import FP8
 from gemma_serve.gemma.token_bytes import control_token_names, token_bytes
 
@@ -139,11 +142,17 @@ def _select_attention(
     needs = AttentionNeeds(
         layout=layout,
         num_heads=gemma.model.get_decoder().config.num_attention_heads,
+        dtype=_activation_dtype(gemma),
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len(gemma, config),
     )
     return select_attention(config.attention, needs)
+
+
+def _activation_dtype(gemma: LoadedGemma) -> torch.dtype:
+    norm = gemma.model.get_decoder().norm.weight  # quantised weights have other types
+    return activation_dtype(norm.dtype, norm.device)
 
 
 def _decode_steps(
