@@ -46,6 +46,7 @@ def compiled(gpu: str, size: str, *, cache: Path) -> list[dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     process = subprocess.run(
         [sys.executable, "-m", "tests.gemma.triton_without_gpu", gpu, size],
+        cwd=Path(__file__).parents[2],
         env=environment | {"TRITON_CACHE_DIR": str(cache)},
         stdout=subprocess.PIPE,
         text=True,
