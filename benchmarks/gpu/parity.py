@@ -51,7 +51,7 @@ def compare(size: str, device: torch.device, dtype: torch.dtype) -> Iterator[Fin
     for name in _BACKENDS:
         for stored in (dtype, FP8):
             layout = CacheLayout.of(config, layers, stored).one_layer_per_window()
-            backend = _backend(name, layout, config.num_attention_heads, steps)
+            backend = _backend(name, layout, config.num_attention_heads, dtype, steps)
             if backend is None:
                 continue
             errors = [
@@ -68,12 +68,17 @@ def compare(size: str, device: torch.device, dtype: torch.dtype) -> Iterator[Fin
 
 
 def _backend(
-    name: AttentionSetting, layout: CacheLayout, num_heads: int, steps: Collection[Spans]
+    name: AttentionSetting,
+    layout: CacheLayout,
+    num_heads: int,
+    dtype: torch.dtype,
+    steps: Collection[Spans],
 ) -> Backend | None:
     """``None`` if it does not work on this machine or with this cache."""
     needs = AttentionNeeds(
         layout=layout,
         num_heads=num_heads,
+        dtype=dtype,
         block_size=_BLOCK_SIZE,
         max_num_seqs=max(map(len, steps)),
         max_model_len=max(end for spans in steps for _, end, _ in spans),

@@ -124,7 +124,7 @@ def _continuous_batching(gemma: LoadedGemma, requests: Seq[tuple[int, ...]], sca
 
 
 def _small_cache() -> ContinuousBatchingConfig:
-    return ContinuousBatchingConfig(num_blocks=16, page_size=32, max_batch_tokens=64)
+    return ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
 
 
 def _greedy(max_tokens: int) -> GenerationConfig:

@@ -18,6 +18,9 @@ class GraphRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace, tens of megabytes, for each stream it worked on.
+        # And one that was made before the recording does not lie in the graphs' memory.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """A function that replays ``compute`` and returns the tensor that it returned."""
@@ -25,7 +28,9 @@ class GraphRecorder:
             self._warm_up(compute)
             graph = torch.cuda.CUDAGraph()
             # Other threads may use the GPU meanwhile, as another engine's does.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
                 output = compute()
 
         def replay() -> Tensor:
@@ -35,9 +40,8 @@ class GraphRecorder:
         return replay
 
     def _warm_up(self, compute: Callable[[], Tensor]) -> None:
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(_NUM_WARM_UPS):
                 compute()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)

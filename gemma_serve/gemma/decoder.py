@@ -19,7 +19,8 @@ from transformers.models.gemma3.modeling_gemma3 import (
 
 from gemma_serve.gemma.attention.base import StepAttention
 from gemma_serve.gemma.dummy import Gemma3Model
-from gemma_serve.gemma.norms import Norm, NormKind, Rotation, norm_classes
+from gemma_serve.gemma.launching import Kernels
+from gemma_serve.gemma.norms import Norm, Rotation, norm_classes
 from gemma_serve.gemma.projections import (
     Projection,
     activation_dtype,
@@ -35,12 +36,12 @@ class Decoder:
     Takes the weights over (``projections``), so there is one of it for each model.
     """
 
-    def __init__(self, model: Gemma3Model, norms: NormKind = "torch") -> None:
+    def __init__(self, model: Gemma3Model, kernels: Kernels = "torch") -> None:
         text_model: Gemma3TextModel = model.get_decoder()
         config = text_model.config
         self._rotary = text_model.rotary_emb
         self._layers = [
-            _Layer(layer, index, norms) for index, layer in enumerate(text_model.layers)
+            _Layer(layer, index, kernels) for index, layer in enumerate(text_model.layers)
         ]
         self._layer_types: Sequence[str] = config.layer_types
         self._norm = Norm(text_model.norm)
@@ -76,8 +77,8 @@ def _activation_dtype(norm: Gemma3RMSNorm) -> torch.dtype:
 
 
 class _Layer:
-    def __init__(self, layer: Gemma3DecoderLayer, index: int, norms: NormKind) -> None:
-        norm, head_norms = norm_classes(norms)
+    def __init__(self, layer: Gemma3DecoderLayer, index: int, kernels: Kernels) -> None:
+        norm, head_norms = norm_classes(kernels)
         attention = layer.self_attn
         config = layer.config
         self.device = layer.input_layernorm.weight.device
@@ -99,7 +100,7 @@ class _Layer:
         )
         self._qkv = projection(attention.q_proj, attention.k_proj, attention.v_proj)
         self._output = projection(attention.o_proj)
-        self._feed_forward: Projection = feed_forward(layer.mlp)
+        self._feed_forward: Projection = feed_forward(layer.mlp, kernels)
 
     def add_to(self, hidden: Tensor, rotation: Rotation, attention: StepAttention) -> None:
         """Add what the layer finds to ``hidden``, ``[num_tokens, hidden_size]`` float32."""

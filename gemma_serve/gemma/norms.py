@@ -6,14 +6,13 @@ needs several operations for.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm, Gemma3RotaryEmbedding
 
-NormKind = Literal["torch", "triton"]
+from gemma_serve.gemma.launching import Kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +88,9 @@ class HeadNorms:
         return rotation.apply(normed).to(dtype)
 
 
-def norm_classes(kind: NormKind) -> tuple[Callable[[Gemma3RMSNorm], Norm], type[HeadNorms]]:
+def norm_classes(kernels: Kernels) -> tuple[Callable[[Gemma3RMSNorm], Norm], type[HeadNorms]]:
     """What computes norms, and those of heads."""
-    if kind == "torch":
+    if kernels == "torch":
         return Norm, HeadNorms
     # Not everybody has Triton.
     from gemma_serve.gemma.fused_norms import FusedHeadNorms, FusedNorm

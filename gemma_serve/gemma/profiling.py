@@ -27,32 +27,34 @@ def largest_steps(
     """The step with the most text and, if there is ``vision``, the one with the most images.
 
     One sequence computes the last chunk of the longest prompt while all others decode at the end of
-    the context, whose last token is never computed. Sampling is the costliest there is. Every
-    token's keys and values lie in block 0: how much a step reads matters, not what, so that a cache
-    of one block will do.
+    the context, whose last token is never computed. If more rows can be sampled than there are
+    sequences, the chunk has the drafts: it matters not who does. Sampling is the costliest there
+    is. Every token's keys and values lie in block 0: how much a step reads matters, not what, so
+    that a cache of one block will do.
     """
     longest = max_model_len - 1
     num_chunk_tokens = min(config.prefill_chunk_size, longest)
-    prompts = [PromptInputs((0,) * longest)]
+    num_drafts = min(config.max_sampled_rows - config.max_num_seqs, num_chunk_tokens - 1)
+    prompts = [(PromptInputs((0,) * (longest - num_drafts)), num_drafts)]
     if vision is not None and vision.tokens_per_view <= num_chunk_tokens:
         images = _images(longest - num_chunk_tokens, longest, vision)
-        prompts.append(PromptInputs((0,) * longest, images))
+        prompts.append((PromptInputs((0,) * longest, images), 0))
 
     blocks = BlockManager(num_blocks=1, block_size=config.block_size, windows=windows)
 
     def sequence(arrival: int, prompt: PromptInputs) -> Sequence:
         table = blocks.new_table()
-        table.groups = [[0] * -(-len(prompt.token_ids) // config.block_size) for _ in windows]
+        table.groups = [[0] * -(-longest // config.block_size) for _ in windows]
         return _sequence(arrival, prompt, table, vocab_size)
 
     # Of different lengths, so that batches of them are padded and masked.
     decoding = [
         _scheduled(sequence(i, PromptInputs((0,) * max(1, longest - i))), num_tokens=1)
-        for i in range(1, config.max_sampled_rows)
+        for i in range(1, config.max_num_seqs)
     ]
     return [
-        ScheduledBatch((*decoding, _scheduled(sequence(0, prompt), num_tokens=num_chunk_tokens)))
-        for prompt in prompts
+        ScheduledBatch((*decoding, _scheduled(sequence(0, prompt), num_chunk_tokens, num_drafts)))
+        for prompt, num_drafts in prompts
     ]
 
 
@@ -119,10 +121,11 @@ def _images(start: int, end: int, vision: VisionInput) -> tuple[ImageSpan, ...]:
     )
 
 
-def _scheduled(sequence: Sequence, *, num_tokens: int) -> ScheduledSequence:
-    """Its last ``num_tokens``, from which it samples."""
-    end = len(sequence.token_ids)
-    return ScheduledSequence(sequence, end - num_tokens, end, samples=True)
+def _scheduled(sequence: Sequence, num_tokens: int, num_drafts: int = 0) -> ScheduledSequence:
+    """Its last tokens, some of which are drafts, and from which it samples."""
+    end = len(sequence.token_ids) + num_drafts
+    drafts = (0,) * num_drafts
+    return ScheduledSequence(sequence, end - num_tokens, end, samples=True, drafts=drafts)
 
 
 def _sequence(arrival: int, prompt: PromptInputs, table: BlockTable, vocab_size: int) -> Sequence:

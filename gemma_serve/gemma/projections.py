@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP
 
 from gemma_serve.errors import CheckpointError
+from gemma_serve.gemma.launching import Kernels
 from gemma_serve.gemma.quantization.fp8 import Fp8Linear
 
 Projection = Callable[[Tensor], Tensor]
@@ -54,12 +55,28 @@ def projection(*modules: nn.Module) -> Projection:
     return _Plain(weight, bias)
 
 
-def feed_forward(mlp: Gemma3MLP) -> Projection:
+def feed_forward(mlp: Gemma3MLP, kernels: Kernels = "torch") -> Projection:
     """``down(gelu(gate(x)) * up(x))``; afterwards ``mlp`` is as in ``projection``."""
     linears = (mlp.gate_proj, mlp.up_proj)
     if all(_is_plain(linear) and _blocks_for(linear.weight) is OneDnnBlocks for linear in linears):
         return _FusedFeedForward(mlp)
-    return _PlainFeedForward(mlp)
+    return _PlainFeedForward(mlp, _gelu_gate_by(kernels))
+
+
+def gelu_gate(gate_up: Tensor) -> Tensor:
+    """``gelu(gate) * up`` of ``[num_tokens, 2 * size]``, in which ``gate`` and ``up`` stand side by
+    side."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return functional.gelu(gate, approximate="tanh") * up
+
+
+def _gelu_gate_by(kernels: Kernels) -> Callable[[Tensor], Tensor]:
+    if kernels == "torch":
+        return gelu_gate
+    # Not everybody has Triton.
+    from gemma_serve.gemma.fused_gate import fused_gelu_gate
+
+    return fused_gelu_gate
 
 
 def output_projection(lm_head: nn.Linear) -> Projection:
@@ -204,10 +221,10 @@ class _FusedFeedForward:
 
 
 class _PlainFeedForward:
-    def __init__(self, mlp: Gemma3MLP) -> None:
+    def __init__(self, mlp: Gemma3MLP, gate: Callable[[Tensor], Tensor]) -> None:
         self._gate_up = projection(mlp.gate_proj, mlp.up_proj)
+        self._gate = gate
         self._down = projection(mlp.down_proj)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        gate, up = self._gate_up(hidden).chunk(2, dim=-1)
-        return self._down(functional.gelu(gate, approximate="tanh") * up)
+        return self._down(self._gate(self._gate_up(hidden)))

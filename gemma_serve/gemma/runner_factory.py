@@ -1,5 +1,7 @@
 """Makes runners of one loaded model, over caches of any size."""
 
+import torch
+
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.errors import ConfigurationError
@@ -19,6 +21,7 @@ from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.gemma.model_runner import GemmaModelRunner
 from gemma_serve.gemma.out_of_memory import memory_errors
+from gemma_serve.gemma.projections import activation_dtype
 from gemma_serve.gemma.quantization.fp8 import FP8
 
 
@@ -46,8 +49,7 @@ class RunnerFactory:
             device=gemma.model.lm_head.weight.device,
         )
         self._attention = _select_attention(gemma, self.layout, config, max_model_len, attention)
-        uses_triton = self._attention.uses_triton
-        self._decoder = Decoder(gemma.model, norms="triton" if uses_triton else "torch")
+        self._decoder = Decoder(gemma.model, "triton" if self._attention.uses_triton else "torch")
 
     def make(self, num_blocks: int) -> GemmaModelRunner:
         """A runner over a cache of its own; its decode steps are not recorded yet."""
@@ -116,11 +118,17 @@ def _select_attention(
     needs = AttentionNeeds(
         layout=layout,
         num_heads=gemma.model.get_decoder().config.num_attention_heads,
+        dtype=_activation_dtype(gemma),
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
     )
     return select_attention(config.attention, needs)
+
+
+def _activation_dtype(gemma: LoadedGemma) -> torch.dtype:
+    norm = gemma.model.get_decoder().norm.weight  # quantised weights have other types
+    return activation_dtype(norm.dtype, norm.device)
 
 
 def _check_cache_is_read(attention: AttentionFactory, config: EngineConfig) -> None:

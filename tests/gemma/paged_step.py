@@ -32,6 +32,8 @@ class PagedStep:
     head_dim: int = 16
     block_size: int = 4
     dtype: torch.dtype = torch.float32
+    stored: torch.dtype | None = None
+    """What the cache holds; by default ``dtype``."""
     device: torch.device = CPU
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
@@ -46,7 +48,7 @@ class PagedStep:
             plane_devices=(self.device,),
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
-            dtype=self.dtype,
+            dtype=self.stored or self.dtype,
         )
 
     def chunks(self) -> list[Chunk]:
@@ -82,7 +84,7 @@ class PagedStep:
             for attention, of_attention in zip(attentions, results, strict=True):
                 of_attention.append(attention.attend(layer, query, key, value, scale))
             for expected, got in zip(caches[0].plane(0), caches[1].plane(0), strict=True):
-                assert torch.equal(expected, got)
+                assert torch.equal(expected.float(), got.float())
         return results
 
     @property

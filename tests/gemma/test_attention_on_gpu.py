@@ -35,6 +35,7 @@ def test_attention_passes_its_trial_in_the_shapes_of_gemma(
     needs = AttentionNeeds(
         layout=gpu_layout(num_kv_heads, head_dim),
         num_heads=num_heads,
+        dtype=torch.bfloat16,
         block_size=16,
         max_num_seqs=8,
         max_model_len=2048,
@@ -46,7 +47,7 @@ def triton_backend(cache: KVCache) -> DeviceBackend:
     from gemma_serve.gemma.attention.triton_attention import TritonBackend
 
     tables = BlockTables(cache, num_seats=MAX_NUM_SEQS, max_model_len=MAX_LEN)
-    return TritonBackend(cache, tables, num_heads=4)
+    return TritonBackend(cache, tables, num_heads=4, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("num_seqs", range(1, MAX_NUM_SEQS + 1))

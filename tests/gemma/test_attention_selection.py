@@ -41,7 +41,12 @@ def layout(
 
 def needs(layout: CacheLayout) -> AttentionNeeds:
     return AttentionNeeds(
-        layout=layout, num_heads=2, block_size=4, max_num_seqs=4, max_model_len=64
+        layout=layout,
+        num_heads=2,
+        dtype=torch.float32,
+        block_size=4,
+        max_num_seqs=4,
+        max_model_len=64,
     )
 
 
@@ -76,13 +81,14 @@ def test_attention_that_cannot_work_is_refused_with_the_reason(
 
 
 def test_a_cache_in_8_bits_is_refused_by_attention_that_does_not_read_it() -> None:
-    with pytest.raises(ConfigurationError, match="triton does not work here: it does not read kv"):
-        select_attention("triton", needs(layout(dtype=FP8)))
+    with pytest.raises(ConfigurationError, match="varlen does not work here: it does not read kv"):
+        select_attention("varlen", needs(layout(dtype=FP8)))
 
 
-def test_triton_passes_its_trial_in_the_interpreter() -> None:
+@pytest.mark.parametrize("stored", [torch.float32, FP8])
+def test_triton_passes_its_trial_in_the_interpreter(stored: torch.dtype) -> None:
     pytest.importorskip("triton", reason="needs the package triton")
-    small = layout()
+    small = layout(dtype=stored)
     chosen = select_attention("triton", needs(small))
     assert chosen.uses_triton
     assert chosen.over(KVCache(small, num_blocks=1, block_size=4)).backend is not None
@@ -108,7 +114,9 @@ class NoNumbers(ReferenceAttention):
 
 
 def difference(attention: type[PagedAttention]) -> float:
-    return difference_from_reference(lambda _: attention, layout(), num_heads=2, block_size=4)
+    return difference_from_reference(
+        lambda _: attention, layout(), num_heads=2, dtype=torch.float32, block_size=4
+    )
 
 
 def test_a_trial_finds_what_is_wrong() -> None:

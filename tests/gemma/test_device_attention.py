@@ -5,6 +5,7 @@ import torch
 
 from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.attention.block_tables import BlockTables
+from gemma_serve.gemma.attention.reference import ReferenceAttention
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.attention.varlen import VarlenAttention
 from gemma_serve.gemma.kv_cache import KVCache
@@ -40,6 +41,23 @@ def test_positions_tables_and_ends_say_what_every_query_sees(
 ) -> None:
     step = PagedStep(spans=spans, window=WINDOW, block_size=block_size)
     assert_equal_to_reference(step, lambda cache: make(step, cache))
+
+
+@pytest.mark.parametrize("make", [dense, varlen])
+def test_a_step_without_new_blocks_is_told_of_none(make: type) -> None:
+    """Fifteen of sixteen decode steps have none."""
+    step = PagedStep(spans=[text(17, 18)], window=WINDOW)
+    cache = KVCache(step.layout(), num_blocks=10, block_size=step.block_size)
+    begin = make(step, cache)
+    first, second = (
+        Chunk(0, end - 1, end, (), ((1, 2, 3, 4, 5), (6, 7, 8, 9, 0)), blocks_id=(0, 0))
+        for end in (17, 18)
+    )
+    begin(cache, [first])
+    heads = torch.randn(1, 2, 16, generator=step.generator)
+    got = begin(cache, [second]).attend(0, heads, heads, heads, 0.5)
+    expected = ReferenceAttention(cache, [second]).attend(0, heads, heads, heads, 0.5)
+    torch.testing.assert_close(got, expected)
 
 
 def tables(num_seats: int = 3, max_model_len: int = 20) -> BlockTables:

@@ -63,6 +63,19 @@ def test_a_model_without_eyes_has_one_largest_step() -> None:
     assert len(steps(vision=None)) == 1
 
 
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 9, 20])
+def test_drafts_are_sampled_by_no_more_sequences_than_there_may_be(max_num_seqs: int) -> None:
+    """Whoever keeps a place for each sequence has no more."""
+    config = EngineConfig(
+        prefill_chunk_size=30, max_num_seqs=max_num_seqs, block_size=4, speculation="prompt_lookup"
+    )
+    step, _ = steps(config)
+    assert len(step.scheduled) == max_num_seqs
+    assert len(step.sampling_states) == max(9, max_num_seqs)
+    chunk = step.scheduled[-1]
+    assert (chunk.start, chunk.end, len(chunk.token_ids)) == (69, 99, 30)
+
+
 @pytest.mark.parametrize(("max_model_len", "chunk"), [(20, (0, 19)), (2, (0, 1))])
 def test_a_context_shorter_than_a_chunk_is_computed_whole(
     max_model_len: int, chunk: tuple[int, int]

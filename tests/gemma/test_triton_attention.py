@@ -11,13 +11,15 @@ import torch
 
 from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.attention.block_tables import BlockTables
+from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.kv_cache import KVCache
+from gemma_serve.gemma.quantization.fp8 import FP8
 from tests.gemma.paged_step import PagedStep, Span, assert_equal_to_reference, text
 
 pytest.importorskip("triton", reason="needs the package triton, which comes with torch for CUDA")
 
 # Behind the check, as it imports Triton.
-from gemma_serve.gemma.attention.triton_attention import KernelPlan, TritonBackend
+from gemma_serve.gemma.attention.triton_attention import GpuProperties, KernelPlan, TritonBackend
 
 WINDOW = 16
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,7 +27,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def triton_backend(step: PagedStep, cache: KVCache) -> AttentionFactory:
     tables = BlockTables(cache, num_seats=len(step.spans), max_model_len=step.max_len)
-    return TritonBackend(cache, tables, step.num_heads).begin
+    return TritonBackend(cache, tables, step.num_heads, step.dtype).begin
 
 
 def assert_kernels_equal_reference(step: PagedStep) -> None:
@@ -70,10 +72,37 @@ def test_the_heads_of_gemma_in_both_precisions(head_dim: int, dtype: torch.dtype
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_cache_in_8_bits_is_written_and_read(dtype: torch.dtype) -> None:
+    spans = [text(40, 41), text(2, 14), (20, 31, ((22, 28),))]
+    assert_kernels_equal_reference(
+        PagedStep(spans=spans, dtype=dtype, stored=FP8, window=WINDOW, block_size=7)
+    )
+
+
+def test_every_number_is_stored_as_the_nearest_of_8_bits() -> None:
+    """Those of 8 bits, all halfway between two of them, and what is nearest to and beyond these."""
+    step = PagedStep(spans=[text(0, 16)], num_heads=2, head_dim=128, stored=FP8, device=DEVICE)
+    numbers = torch.arange(0x7F, dtype=torch.uint8).view(FP8).float()  # ascending
+    between = (numbers[1:] + numbers[:-1]) / 2
+    near = torch.cat([between.nextafter(torch.tensor(end)) for end in (-1.0, 1e9)])
+    chosen = torch.cat([numbers, between, near, torch.tensor([449.0, 480.0, 1e9])])
+    chosen = torch.cat([chosen, -chosen])
+    values = torch.zeros(16 * 2 * 128)
+    values[: len(chosen)] = chosen
+    values = values.view(16, 2, 128).to(DEVICE)
+    caches = [KVCache(step.layout(), num_blocks=4, block_size=4) for _ in range(2)]
+    (chunk,) = step.chunks()
+    chunk = Chunk(0, 0, 16, (), ([0, 1, 2, 3], [0, 1, 2, 3]), chunk.blocks_id)
+    triton_backend(step, caches[0])(caches[0], [chunk]).attend(0, values, values, values, 1.0)
+    caches[1].write(0, torch.arange(16, device=DEVICE), values, values)
+    for ours, exact in zip(caches[0].plane(0), caches[1].plane(0), strict=True):
+        assert torch.equal(ours.view(torch.uint8), exact.view(torch.uint8))
+
+
 def test_one_long_sequence_is_shared_out_and_many_short_ones_are_not() -> None:
     step = PagedStep(spans=[text(300, 301)], num_kv_heads=1)
-    cache = KVCache(step.layout(), num_blocks=1, block_size=4)
-    plan = KernelPlan.of(cache, step.num_heads)
+    plan = KernelPlan.of(step.layout(), step.num_heads, step.dtype, GpuProperties(96 * 1024, 4))
     assert plan.num_splits(1) > 1
     assert plan.num_splits(10_000) == 1
     assert_kernels_equal_reference(step)

@@ -67,7 +67,8 @@ def upload(columns: Sequence["array[int]"], device: torch.device) -> tuple[Tenso
     joined = array("q")
     for column in columns:
         joined.extend(column)
-    host = torch.frombuffer(joined, dtype=torch.int64)
+    # frombuffer refuses empty buffers.
+    host = torch.frombuffer(joined, dtype=torch.int64) if joined else torch.empty(0).long()
     if device.type == "cuda":
         host = host.pin_memory()  # from other memory the copy would wait
     return torch.split(host.to(device, non_blocking=True), [len(column) for column in columns])

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Final
@@ -20,6 +20,7 @@ from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from gemma_serve.gemma.attention.trial import difference_from_reference, trial_len
 from gemma_serve.gemma.attention.varlen import VarlenAttention, installed_varlen_attn
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
+from gemma_serve.gemma.launching import lack_of_build_tools
 from gemma_serve.gemma.quantization.fp8 import FP8
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class AttentionNeeds:
     layout: CacheLayout
     num_heads: int
     """Of queries."""
+    dtype: torch.dtype
+    """Of what is computed; the cache may store another."""
     block_size: int
     max_num_seqs: int
     max_model_len: int
@@ -73,14 +76,20 @@ def select_attention(setting: AttentionSetting, needs: AttentionNeeds) -> Select
         return _selected(setting, needs)
     on_gpu = needs.layout.plane_devices[0].type == "cuda"
     *candidates, last_resort = _GPU_ORDER if on_gpu else _CPU_ORDER
+    obstacles = []
     for candidate in candidates:
         obstacle = _obstacle(candidate, needs)
         if obstacle is None:
             logger.info("attention: %s", candidate)
             return _selected(candidate, needs)
         logger.info("attention: not %s: %s", candidate, obstacle)
+        obstacles.append(f"not {candidate}: {obstacle}")
     if on_gpu:
-        logger.warning("attention: %s, which is slow with many sequences", last_resort)
+        logger.warning(
+            "attention: %s, which is slow with many sequences; %s",
+            last_resort,
+            "; ".join(obstacles),
+        )
     return _selected(last_resort, needs)
 
 
@@ -96,7 +105,7 @@ def _make(name: AttentionSetting, needs: AttentionNeeds, cache: KVCache) -> Cach
             # Not everybody has Triton.
             from gemma_serve.gemma.attention.triton_attention import TritonBackend
 
-            backend = TritonBackend(cache, _tables(cache, needs), needs.num_heads)
+            backend = TritonBackend(cache, _tables(cache, needs), needs.num_heads, needs.dtype)
             return CacheAttention(backend.begin, backend)
         case "varlen":
             varlen_attn = installed_varlen_attn()
@@ -115,24 +124,20 @@ def _obstacle(name: AttentionSetting, needs: AttentionNeeds) -> str | None:
     missing = _missing(name, needs.layout)
     if missing is not None or name not in ("triton", "varlen"):
         return missing
-    on_trial = AttentionNeeds(
-        layout=needs.layout,
-        num_heads=needs.num_heads,
-        block_size=needs.block_size,
-        max_num_seqs=8,
-        max_model_len=trial_len(needs.layout),
-    )
+    on_trial = replace(needs, max_num_seqs=8, max_model_len=trial_len(needs.layout))
     try:
         difference = difference_from_reference(
             lambda cache: _make(name, on_trial, cache).begin,
             needs.layout,
             num_heads=needs.num_heads,
+            dtype=needs.dtype,
             block_size=needs.block_size,
         )
     except Exception as error:
         # Compilers and drivers raise what they like, and another kind of attention may work.
         logger.debug("attention: %s failed its trial", name, exc_info=True)
-        return f"{type(error).__name__}: {error}"
+        lack = lack_of_build_tools() if name == "triton" else None
+        return f"{type(error).__name__}: {error}" if lack is None else f"it needs {lack}"
     if not difference <= _MAX_DIFFERENCE:  # NaN is none either
         return f"its results differ from the reference by {difference:.3g}"
     return None
@@ -142,10 +147,12 @@ def _missing(name: AttentionSetting, layout: CacheLayout) -> str | None:
     on_gpu = layout.plane_devices[0].type == "cuda"
     head_dim = layout.head_dim
     match name:
-        case "triton" | "varlen" if layout.dtype == FP8:
+        case "varlen" if layout.dtype == FP8:
             return "it does not read kv_cache_dtype: fp8"
         case "triton" if find_spec("triton") is None:
             return "the package triton is not installed"
+        case "triton" if on_gpu and layout.dtype == FP8 and not _has_float8(layout):
+            return "it reads kv_cache_dtype: fp8 on compute capability 8.9 and later"
         case "triton" if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
             return "it needs a GPU, or TRITON_INTERPRET=1 to try it out slowly"
         case "triton" if head_dim < 16 or head_dim & (head_dim - 1):
@@ -158,3 +165,7 @@ def _missing(name: AttentionSetting, layout: CacheLayout) -> str | None:
             return "it needs bfloat16"
         case _:
             return None
+
+
+def _has_float8(layout: CacheLayout) -> bool:
+    return torch.cuda.get_device_capability(layout.plane_devices[0]) >= (8, 9)  # Ada

@@ -23,10 +23,12 @@ def difference_from_reference(
     layout: CacheLayout,
     *,
     num_heads: int,
+    dtype: torch.dtype,
     block_size: int,
 ) -> float:
     """The largest difference of two outputs, in a layer of each kind; outputs are about 1.
 
+    ``dtype``: of what is computed; the cache may store another.
     Two sequences decode, one before and one behind a window, and one computes text and an image.
     """
     small = layout.one_layer_per_window()
@@ -46,7 +48,7 @@ def difference_from_reference(
     for layer in range(len(small.windows)):
         heads = torch.randn(
             (num_step_tokens, num_all_heads, small.head_dim), generator=generator
-        ).to(small.plane_devices[0], small.dtype)
+        ).to(small.plane_devices[0], dtype)
         query, key, value = torch.split(
             heads, [num_heads, small.num_kv_heads, small.num_kv_heads], dim=1
         )

@@ -1,6 +1,7 @@
 """Paged attention by our own Triton kernels; for GPUs, or any machine with Triton's interpreter.
 
-Not measured on a GPU: tile sizes follow from what fits shared memory.
+Not measured on a GPU: tile sizes follow from what fits shared memory and registers when the kernels
+are compiled.
 """
 
 import math
@@ -19,8 +20,9 @@ from gemma_serve.gemma.attention.device import (
     TileSizes,
 )
 from gemma_serve.gemma.attention.triton_kernels import attend_kernel, join_kernel, write_kernel
-from gemma_serve.gemma.kv_cache import KVCache
+from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.launching import launching_on, padded
+from gemma_serve.gemma.quantization.fp8 import FP8
 
 _LOG2_E: Final = math.log2(math.e)
 
@@ -30,20 +32,47 @@ _MIN_ROWS: Final = 16
 _MAX_SPLITS: Final = 32
 """Programs that share one sequence's keys. Those of a 27B layer's 16 KV heads then fill any GPU."""
 
-_PROGRAMS_PER_MULTIPROCESSOR: Final = 4
+_PROGRAMS_PER_MULTIPROCESSOR: Final = 3
+"""As many short ones as a multiprocessor's registers hold: each takes up to 168 per thread."""
 
-_NUM_STAGES: Final = 2
-"""Tiles of keys and values in shared memory at once: one is loaded while one is used."""
+_NUM_STAGES: Final = 3
+"""While one tile of keys and values is used, the next is loaded, and so are the entries of the
+block table for the one after it. With fewer stages, the loads of a tile wait for its entries."""
 
-_SHARE_OF_LONG: Final = 0.8
-"""Of a multiprocessor's shared memory; Triton needs some for sums over rows."""
+_NUM_BUFFERS: Final = 2
+"""Tiles of keys, and as many of values, in shared memory at once, at most; of short chunks, which
+no warp group multiplies, one."""
 
-_SHARE_OF_SHORT: Final = 1 / 3
-"""Several programs must fit a multiprocessor, so that one loads while others compute."""
+_SCRATCH_BYTES: Final = 1024
+"""Of shared memory, for sums over rows and entries of the table."""
+
+_SHARE_OF_SHORT: Final = 0.3
+"""Of a multiprocessor's shared memory, so that several programs fit it, of which one loads while
+others compute."""
 
 _SHORT_TILES: Final = ((_MIN_ROWS, 64), (_MIN_ROWS, 32), (_MIN_ROWS, 16))
 _LONG_TILES: Final = ((128, 64), (64, 64), (64, 32), (32, 32), (16, 16))
 """Rows and keys, the best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProperties:
+    """What kernels must fit, and how many programs fill it."""
+
+    shared_bytes: int
+    """Shared memory that one program may have."""
+    num_multiprocessors: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> Self:
+        if device.type != "cuda":  # for the interpreter: what any GPU has, and enough to split keys
+            return cls(96 * 1024, 4)
+        properties = torch.cuda.get_device_properties(device)
+        # Not every build of torch tells of more than the 48 KiB that all programs get.
+        shared_bytes: int = getattr(
+            properties, "shared_memory_per_block_optin", properties.shared_memory_per_block
+        )
+        return cls(shared_bytes, properties.multi_processor_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +104,23 @@ class KernelPlan:
     num_multiprocessors: int
 
     @classmethod
-    def of(cls, cache: KVCache, num_heads: int) -> Self:
-        """For the GPU that the cache's first plane is on; others are taken to be alike."""
-        layout = cache.layout
-        shared_bytes, num_multiprocessors = _gpu_properties(layout.plane_devices[0])
-        row_bytes = layout.head_dim * layout.dtype.itemsize
+    def of(
+        cls, layout: CacheLayout, num_heads: int, dtype: torch.dtype, gpu: GpuProperties
+    ) -> Self:
+        """``dtype``: what is computed; the cache may store another."""
+        row_bytes = layout.head_dim * dtype.itemsize
         group_rows = padded(num_heads // layout.num_kv_heads)
-        rows, keys = _largest_tile(_LONG_TILES, int(_SHARE_OF_LONG * shared_bytes), row_bytes)
-        _, short_keys = _largest_tile(_SHORT_TILES, int(_SHARE_OF_SHORT * shared_bytes), row_bytes)
+        rows, keys = _largest_tile(_LONG_TILES, gpu.shared_bytes, row_bytes, _NUM_BUFFERS)
+        short_bytes = int(_SHARE_OF_SHORT * gpu.shared_bytes)
+        _, short_keys = _largest_tile(_SHORT_TILES, short_bytes, row_bytes, num_buffers=1)
         return cls(
             num_heads=num_heads,
             num_kv_heads=layout.num_kv_heads,
             head_dim=layout.head_dim,
             short=_Shape(max(_MIN_ROWS, group_rows), short_keys, num_warps=4),
-            long=_Shape(max(rows, group_rows), keys, num_warps=8 if rows >= 128 else 4),
-            num_multiprocessors=num_multiprocessors,
+            # With fewer warps, a thread's registers would not hold its part of 64 rows.
+            long=_Shape(max(rows, group_rows), keys, num_warps=8 if rows >= 64 else 4),
+            num_multiprocessors=gpu.num_multiprocessors,
         )
 
     @property
@@ -108,24 +139,12 @@ class KernelPlan:
         return min(_MAX_SPLITS, max(1, num_programs // (num_tiles * self.num_kv_heads)))
 
 
-def _gpu_properties(device: torch.device) -> tuple[int, int]:
-    """Bytes of shared memory per program, and multiprocessors."""
-    if device.type != "cuda":  # for the interpreter: what any GPU has, and enough to split keys
-        return 96 * 1024, 4
-    properties = torch.cuda.get_device_properties(device)
-    # Not every build of torch tells of more than the 48 KiB that all programs get.
-    shared_bytes: int = getattr(
-        properties, "shared_memory_per_block_optin", properties.shared_memory_per_block
-    )
-    return shared_bytes, properties.multi_processor_count
-
-
 def _largest_tile(
-    tiles: Sequence[tuple[int, int]], num_bytes: int, row_bytes: int
+    tiles: Sequence[tuple[int, int]], num_bytes: int, row_bytes: int, num_buffers: int
 ) -> tuple[int, int]:
     """The first of ``tiles`` whose queries, keys and values fit ``num_bytes``, or the last."""
     for rows, keys in tiles:
-        if (rows + 2 * _NUM_STAGES * keys) * row_bytes <= num_bytes:
+        if (rows + 2 * num_buffers * keys) * row_bytes + _SCRATCH_BYTES <= num_bytes:
             return rows, keys
     return tiles[-1]
 
@@ -133,9 +152,18 @@ def _largest_tile(
 class TritonBackend(DeviceBackend):
     """Attention over one cache by Triton's kernels."""
 
-    def __init__(self, cache: KVCache, tables: BlockTables, num_heads: int) -> None:
-        """``num_heads``: of queries."""
-        self._plan = KernelPlan.of(cache, num_heads)
+    def __init__(
+        self,
+        cache: KVCache,
+        tables: BlockTables,
+        num_heads: int,
+        dtype: torch.dtype,
+        gpu: GpuProperties | None = None,
+    ) -> None:
+        """``num_heads``: of queries. ``dtype``: of what is computed. ``gpu``: by default the one
+        that the cache's first plane is on; others are taken to be alike."""
+        gpu = gpu or GpuProperties.of(cache.layout.plane_devices[0])
+        self._plan = KernelPlan.of(cache.layout, num_heads, dtype, gpu)
         super().__init__(cache, tables, self._plan.tile_sizes)
 
     def over(self, tokens: StepTokens) -> "TritonAttention":
@@ -154,6 +182,8 @@ class TritonAttention(DeviceAttention):
 
     def _write(self, layer: int, tokens: StepTokens, key: Tensor, value: Tensor) -> None:
         key_plane, value_plane = self._cache.plane(layer)
+        if is_fp8 := key_plane.dtype == FP8:
+            key_plane, value_plane = key_plane.view(torch.uint8), value_plane.view(torch.uint8)
         table = self._table(layer, key.device)
         width = key_plane.shape[1]
         with launching_on(key.device):
@@ -173,6 +203,7 @@ class TritonAttention(DeviceAttention):
                 BLOCK_SIZE=self._cache.block_size,
                 WIDTH=width,
                 PADDED_WIDTH=padded(width),
+                IS_FP8=is_fp8,
             )
 
     def _attend(self, layer: int, tokens: StepTokens, query: Tensor, scale: float) -> Tensor:

@@ -8,10 +8,12 @@ import triton
 import triton.language as tl
 
 # What changes from step to step must not choose between compiled variants of a kernel: compiling
-# one takes a second, and sequences would wait for it in the middle of their answers.
+# one takes a second, and sequences would wait for it in the middle of their answers. Nor what
+# differs between a trial and what comes after it, such as the width of the tables: all would be
+# compiled twice.
 
 
-@triton.jit(do_not_specialize=["positions", "key_ends", "seats"])
+@triton.jit(do_not_specialize=["positions", "key_ends", "seats", "table", "table_stride"])
 def write_kernel(
     keys,
     values,
@@ -28,8 +30,12 @@ def write_kernel(
     BLOCK_SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     PADDED_WIDTH: tl.constexpr,
+    IS_FP8: tl.constexpr,
 ):
-    """One program stores one token's keys and values, ``WIDTH`` numbers each."""
+    """One program stores one token's keys and values, ``WIDTH`` numbers each.
+
+    ``IS_FP8``: as float8 e4m3, whose bits the planes are bytes of.
+    """
     token = tl.program_id(0)
     if tl.load(key_ends + token) > 0:
         position = tl.load(positions + token)
@@ -39,11 +45,42 @@ def write_kernel(
         there = column < WIDTH
         key = tl.load(keys + token * key_stride + column, mask=there)
         value = tl.load(values + token * value_stride + column, mask=there)
+        if IS_FP8:
+            key = fp8_bits(key)
+            value = fp8_bits(value)
         tl.store(key_plane + slot * plane_stride + column, key, mask=there)
         tl.store(value_plane + slot * plane_stride + column, value, mask=there)
 
 
-@triton.jit(do_not_specialize=["positions", "key_ends", "seats", "tiles", "num_splits"])
+@triton.jit
+def fp8_bits(numbers):
+    """What ``KVCache.write`` rounds to: the nearest number of float8, the largest for larger ones.
+
+    In integers, as Triton's interpreter rounds some numbers wrongly.
+    """
+    limited = tl.minimum(tl.maximum(numbers.to(tl.float32), -448.0), 448.0)
+    bits = limited.to(tl.uint32, bitcast=True)
+    sign = (bits >> 24) & 0x80
+    magnitude = bits & 0x7FFFFFFF
+    # Below 2**-6 the last bit stands for 2**-9, which it does beside 2**14 in float32 too.
+    beside = magnitude.to(tl.float32, bitcast=True) + 16384.0
+    small = beside.to(tl.uint32, bitcast=True) - (141 << 23)
+    # To the nearest, and of two as near to the even one; then the exponent counts from 7, not 127.
+    normal = (magnitude + 0x7FFFF + ((magnitude >> 20) & 1) - (120 << 23)) >> 20
+    return (sign | tl.where(magnitude < (121 << 23), small, normal)).to(tl.uint8)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "positions",
+        "key_ends",
+        "seats",
+        "table",
+        "tiles",
+        "table_stride",
+        "num_splits",
+    ]
+)
 def attend_kernel(
     output,
     partial_output,
@@ -188,17 +225,19 @@ def join_kernel(
         row = first_row + index * PADDED_GROUP_SIZE + head % GROUP_SIZE
         parts = row * num_splits + split
         totals = tl.load(partial_sum + parts, mask=split < num_splits, other=0.0)
-        maxima = tl.load(partial_maximum + parts, mask=totals > 0.0, other=float("-inf"))
+        # Of a split without keys there is no output, and memory may hold anything.
+        is_used = totals > 0.0
+        maxima = tl.load(partial_maximum + parts, mask=is_used, other=float("-inf"))
         highest = tl.max(maxima, 0)
         highest = tl.where(highest == float("-inf"), 0.0, highest)
-        total = tl.sum(tl.exp2(maxima - highest) * totals, 0)
-        result = tl.zeros([HEAD_DIM], tl.float32)
-        for part in range(row * num_splits, (row + 1) * num_splits):
-            # Of a split without keys there is no output, and memory may hold anything.
-            is_used = tl.load(partial_sum + part) > 0.0
-            weight = tl.exp2(tl.load(partial_maximum + part) - highest)
-            of_part = tl.load(partial_output + part * HEAD_DIM + dim, mask=is_used, other=0.0)
-            result += weight * of_part
-        result = result / tl.where(total == 0.0, 1.0, total)
+        weights = tl.exp2(maxima - highest)
+        total = tl.sum(weights * totals, 0)
+        # All at once: one after the other, each would take as long as all together.
+        outputs = tl.load(
+            partial_output + (parts * HEAD_DIM)[:, None] + dim[None, :],
+            mask=is_used[:, None],
+            other=0.0,
+        )  # [MAX_SPLITS, HEAD_DIM]
+        result = tl.sum(outputs * weights[:, None], 0) / tl.where(total == 0.0, 1.0, total)
         place = ((first_token + index) * NUM_HEADS + head) * HEAD_DIM + dim
         tl.store(output + place, result.to(output.dtype.element_ty))
