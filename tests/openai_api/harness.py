@@ -18,6 +18,7 @@ from tests.fakes import FakeGenerationClient, FakeImageLoader
 MODEL = "google/gemma-3-270m"
 HELLO: Mapping[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 
 
 def make_app(
@@ -55,6 +56,16 @@ async def post_chat(app: ASGIApp, **fields: object) -> httpx.Response:
         return await http.post(
             CHAT,
             content=json.dumps({**HELLO, **fields}),
+            headers={"content-type": "application/json"},
+        )
+
+
+async def complete(app: ASGIApp, prompt: object = "ab", **fields: object) -> httpx.Response:
+    """Ask for a plain completion of ``prompt``, with ``fields`` besides."""
+    async with connect(app) as http:
+        return await http.post(
+            COMPLETIONS,
+            content=json.dumps({"model": MODEL, "prompt": prompt, **fields}),
             headers={"content-type": "application/json"},
         )
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from gemma_serve.errors import GenerationError, OutputConstraintError, OverloadedError
 from gemma_serve.generation import (
@@ -25,25 +24,19 @@ from gemma_serve.openai_api.completion_schemas import CompletionRequest
 from gemma_serve.openai_api.requesters import Requester
 from gemma_serve.openai_api.response_schemas import Completion
 from tests.fakes import TEXT_MODEL, FakeGenerationClient, answer, delta
-from tests.openai_api.harness import MODEL, connect, counted_tokens, error_of, make_app
-
-COMPLETIONS = "/v1/completions"
-
-
-async def post(app: FastAPI, prompt: object = "ab", **fields: object) -> httpx.Response:
-    async with connect(app) as http:
-        body = {"model": MODEL, "prompt": prompt, **fields}
-        return await http.post(
-            COMPLETIONS,
-            content=json.dumps(body),
-            headers={"content-type": "application/json"},
-        )
+from tests.openai_api.harness import (
+    MODEL,
+    complete,
+    counted_tokens,
+    error_of,
+    make_app,
+)
 
 
 async def requested(prompt: object = "ab", **fields: object) -> list[GenerationRequest]:
     """What reaches the engine."""
     client = FakeGenerationClient(*answer())
-    response = await post(make_app(client), prompt, **fields)
+    response = await complete(make_app(client), prompt, **fields)
     assert response.status_code == 200, response.text
     return client.requests
 
@@ -69,7 +62,7 @@ def choices_of(response: httpx.Response) -> list[dict[str, object]]:
 
 async def test_whole_answer_has_every_field_of_the_contract() -> None:
     client = FakeGenerationClient(*answer("Hel", "lo"))
-    body = (await post(make_app(client))).json()
+    body = (await complete(make_app(client))).json()
     assert re.fullmatch(r"cmpl-[0-9a-f]{32}", body.pop("id"))
     assert isinstance(body.pop("created"), int)
     usage = body.pop("usage")
@@ -84,7 +77,7 @@ async def test_whole_answer_has_every_field_of_the_contract() -> None:
 
 async def test_stream_is_text_then_finish_then_usage_then_done() -> None:
     app = make_app(FakeGenerationClient(*answer("Hel", "", "lo")))
-    response = await post(app, stream=True, stream_options={"include_usage": True})
+    response = await complete(app, stream=True, stream_options={"include_usage": True})
     *chunks, last = events_of(response)
     assert [Completion.model_validate(chunk).choices[0].text for chunk in chunks] == [
         "Hel",
@@ -98,14 +91,14 @@ async def test_stream_is_text_then_finish_then_usage_then_done() -> None:
     ]
     assert [chunk["usage"] for chunk in chunks] == [None, None, None]
     assert last["choices"] == []
-    assert last["usage"] == (await post(app)).json()["usage"]
+    assert last["usage"] == (await complete(app)).json()["usage"]
     assert len({chunk["id"] for chunk in (*chunks, last)}) == 1
 
 
 async def test_every_chunk_counts_the_tokens_so_far_when_asked_to() -> None:
     app = make_app(FakeGenerationClient(*answer("Hel", "lo")))
     options = {"include_usage": True, "continuous_usage_stats": True}
-    chunks = events_of(await post(app, stream=True, stream_options=options))
+    chunks = events_of(await complete(app, stream=True, stream_options=options))
     assert [counted_tokens(chunk) for chunk in chunks] == [
         (7, 1, 8),
         (7, 2, 9),
@@ -115,7 +108,7 @@ async def test_every_chunk_counts_the_tokens_so_far_when_asked_to() -> None:
 
 
 async def test_stream_is_these_bytes() -> None:
-    response = await post(make_app(FakeGenerationClient(*answer("é"))), stream=True)
+    response = await complete(make_app(FakeGenerationClient(*answer("é"))), stream=True)
     text = re.sub(
         r'"id":"cmpl-[0-9a-f]+","object":"text_completion","created":\d+,', "", response.text
     )
@@ -171,14 +164,14 @@ async def test_format_of_the_answer_reaches_the_engine_with_every_prompt() -> No
 
 async def test_format_that_cannot_be_enforced_is_an_error_of_its_field() -> None:
     client = FakeGenerationClient(generate_error=OutputConstraintError("No.", param="properties.a"))
-    response = await post(make_app(client), guided_json={"type": "object"})
+    response = await complete(make_app(client), guided_json={"type": "object"})
     assert (response.status_code, error_of(response)["param"]) == (400, "guided_json.properties.a")
 
 
 async def test_cached_tokens_are_those_of_each_prompts_first_choice() -> None:
     first, second = delta("a", FinishReason.STOP), delta("b", FinishReason.STOP, index=1)
     script = [[replace(first, cached_tokens=3), replace(second, cached_tokens=5)]]
-    response = await post(make_app(FakeGenerationClient(*script)), ["p", "q"], n=2)
+    response = await complete(make_app(FakeGenerationClient(*script)), ["p", "q"], n=2)
     assert response.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 6
 
 
@@ -190,7 +183,7 @@ async def test_requests_of_several_prompts_have_ids_of_their_own() -> None:
 async def test_choices_are_numbered_prompt_by_prompt() -> None:
     script = [[delta("a"), delta("x", FinishReason.STOP, index=1)], [delta("b", FinishReason.STOP)]]
     client = FakeGenerationClient(*script)
-    body = (await post(make_app(client), ["p", "q", "r"], n=2)).json()
+    body = (await complete(make_app(client), ["p", "q", "r"], n=2)).json()
     assert [(c["index"], c["text"]) for c in body["choices"]] == [
         (i, "x" if i % 2 else "ab") for i in range(6)
     ]
@@ -201,7 +194,7 @@ async def test_choices_are_numbered_prompt_by_prompt() -> None:
 
 async def test_streams_of_several_prompts_are_one_stream() -> None:
     client = FakeGenerationClient(*answer("a", "b"))
-    choices = choices_of(await post(make_app(client), ["p", "q"], stream=True))
+    choices = choices_of(await complete(make_app(client), ["p", "q"], stream=True))
     texts = {
         index: "".join(str(c["text"]) for c in choices if c["index"] == index) for index in (0, 1)
     }
@@ -220,14 +213,14 @@ class SecondFails(FakeGenerationClient):
 
 async def test_prompt_that_is_not_admitted_closes_those_that_were() -> None:
     client = SecondFails(*answer())
-    assert (await post(make_app(client), ["a", "b"])).status_code == 429
+    assert (await complete(make_app(client), ["a", "b"])).status_code == 429
     assert client.closed == [request.request_id for request in client.requests]
 
 
 @pytest.mark.parametrize("prompts", ["p", ["p", "q"]])
 async def test_error_in_the_middle_of_a_stream_is_one_event_and_done(prompts: object) -> None:
     client = FakeGenerationClient([delta("Hel")], GenerationError("The engine failed."))
-    response = await post(make_app(client), prompts, stream=True)
+    response = await complete(make_app(client), prompts, stream=True)
     assert events_of(response)[-1] == {
         "error": {
             "message": "The engine failed.",
@@ -242,20 +235,20 @@ async def test_error_in_the_middle_of_a_stream_is_one_event_and_done(prompts: ob
 async def test_what_stopped_a_choice_is_told_with_its_end() -> None:
     last = replace(delta("!", FinishReason.STOP), stop_reason="END")
     app = make_app(FakeGenerationClient([delta("Hi")], [last]))
-    (choice,) = (await post(app)).json()["choices"]
+    (choice,) = (await complete(app)).json()["choices"]
     assert (choice["text"], choice["stop_reason"]) == ("Hi!", "END")
-    first, end = choices_of(await post(app, stream=True))
+    first, end = choices_of(await complete(app, stream=True))
     assert ("stop_reason" in first, end["stop_reason"]) == (False, "END")
 
 
 async def test_echo_begins_each_choice_with_the_prompt() -> None:
     script = [[delta("!", FinishReason.STOP), delta("?", FinishReason.STOP, index=1)]]
     app = make_app(FakeGenerationClient(*script))
-    body = (await post(app, "ab", echo=True, n=2)).json()
+    body = (await complete(app, "ab", echo=True, n=2)).json()
     assert [c["text"] for c in body["choices"]] == ["ab!", "ab?"]
-    body = (await post(app, [97, 2, 98], echo=True, n=2)).json()
+    body = (await complete(app, [97, 2, 98], echo=True, n=2)).json()
     assert [c["text"] for c in body["choices"]] == ["a<bos>b!", "a<bos>b?"]
-    body = (await post(app, "<bos>ab", echo=True, add_special_tokens=False, n=2)).json()
+    body = (await complete(app, "<bos>ab", echo=True, add_special_tokens=False, n=2)).json()
     assert body["choices"][0]["text"] == "<bos>ab!"
 
 
@@ -278,15 +271,15 @@ SCORED = {
 async def test_echo_with_logprobs_scores_the_prompt() -> None:
     """lm-eval's request: its own tokens match ours one to one, and the last is the new one."""
     app = make_app(FakeGenerationClient([ONE_TOKEN]))
-    (choice,) = (await post(app, echo=True, logprobs=1, max_tokens=1)).json()["choices"]
+    (choice,) = (await complete(app, echo=True, logprobs=1, max_tokens=1)).json()["choices"]
     assert (choice["text"], choice["logprobs"]) == ("ab!", SCORED)
-    (streamed,) = choices_of(await post(app, echo=True, logprobs=1, max_tokens=1, stream=True))
+    (streamed,) = choices_of(await complete(app, echo=True, logprobs=1, max_tokens=1, stream=True))
     assert streamed == choice
 
 
 async def test_prompts_tokens_are_scored_by_their_ids() -> None:
     client = FakeGenerationClient([ONE_TOKEN])
-    (choice,) = (await post(make_app(client), prompt_logprobs=1)).json()["choices"]
+    (choice,) = (await complete(make_app(client), prompt_logprobs=1)).json()["choices"]
     assert client.requests[0].sampling.prompt_logprobs == 1
     assert choice["text"] == "!"
     assert choice["prompt_logprobs"] == [
@@ -297,14 +290,14 @@ async def test_prompts_tokens_are_scored_by_their_ids() -> None:
         },
         {"98": {"logprob": -0.25, "rank": 1, "decoded_token": "b"}},
     ]
-    (choice,) = (await post(make_app(client), prompt_logprobs=0)).json()["choices"]
+    (choice,) = (await complete(make_app(client), prompt_logprobs=0)).json()["choices"]
     assert [list(entry or ()) for entry in choice["prompt_logprobs"]] == [[], ["97"], ["98"]]
 
 
 async def test_prompts_tokens_are_scored_for_echo_and_by_their_ids_at_once() -> None:
     client = FakeGenerationClient([ONE_TOKEN])
     fields = {"echo": True, "logprobs": 0, "prompt_logprobs": 1}
-    (choice,) = (await post(make_app(client), **fields)).json()["choices"]
+    (choice,) = (await complete(make_app(client), **fields)).json()["choices"]
     assert client.requests[0].sampling.prompt_logprobs == 1
     assert choice["logprobs"]["top_logprobs"][:3] == [None, {"a": -2.0}, {"b": -0.25}]
     assert [len(entry or ()) for entry in choice["prompt_logprobs"]] == [0, 2, 1]
@@ -312,7 +305,7 @@ async def test_prompts_tokens_are_scored_for_echo_and_by_their_ids_at_once() -> 
 
 async def test_without_echo_only_the_answer_is_scored() -> None:
     app = make_app(FakeGenerationClient([ONE_TOKEN]))
-    (choice,) = (await post(app, logprobs=1)).json()["choices"]
+    (choice,) = (await complete(app, logprobs=1)).json()["choices"]
     assert choice["logprobs"] == {
         "tokens": ["!"],
         "token_logprobs": [-0.5],
@@ -324,7 +317,7 @@ async def test_without_echo_only_the_answer_is_scored() -> None:
 async def test_choice_that_is_faster_than_the_first_waits_for_the_prompts_scores() -> None:
     early = GenerationDelta(1, "?", (63,), FinishReason.LENGTH, logprobs=(position(63, -1.0),))
     app = make_app(FakeGenerationClient([early], [ONE_TOKEN]))
-    choices = choices_of(await post(app, echo=True, logprobs=1, n=2, stream=True))
+    choices = choices_of(await complete(app, echo=True, logprobs=1, n=2, stream=True))
     assert [(c["index"], c["text"]) for c in choices] == [(1, "ab?"), (0, "ab!")]
 
 
@@ -334,72 +327,17 @@ async def test_half_a_character_and_a_control_token_have_names_of_their_own() ->
         0, "éb", tokens, FinishReason.STOP, logprobs=tuple(position(i, -1.0) for i in tokens)
     )
     app = make_app(FakeGenerationClient([said]))
-    (choice,) = (await post(app, logprobs=0)).json()["choices"]
+    (choice,) = (await complete(app, logprobs=0)).json()["choices"]
     assert choice["logprobs"]["tokens"] == [r"bytes:\xc3", r"bytes:\xa9", "token_id:2", "b"]
     assert choice["logprobs"]["text_offset"] == [0, 0, 1, 1]
-    (choice,) = (await post(app, logprobs=0, return_tokens_as_token_ids=True)).json()["choices"]
+    (choice,) = (await complete(app, logprobs=0, return_tokens_as_token_ids=True)).json()["choices"]
     assert choice["logprobs"]["top_logprobs"][3] == {"token_id:98": -1.0}
 
 
 async def test_token_ids_are_told_if_asked_for() -> None:
     app = make_app(FakeGenerationClient(*answer("Hi")))
-    (choice,) = (await post(app, "a", return_token_ids=True)).json()["choices"]
+    (choice,) = (await complete(app, "a", return_token_ids=True)).json()["choices"]
     assert (choice["prompt_token_ids"], choice["token_ids"]) == ([2, 97], [5, 5])
-    first, last = choices_of(await post(app, "a", return_token_ids=True, stream=True))
+    first, last = choices_of(await complete(app, "a", return_token_ids=True, stream=True))
     assert (first["prompt_token_ids"], first["token_ids"]) == ([2, 97], [5])
     assert "prompt_token_ids" not in last
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "code"),
-    [
-        ({"prompt": []}, "prompt", "invalid_value"),
-        ({"prompt": None}, "prompt", "invalid_value"),
-        ({"prompt": {"a": 1}}, "prompt", "invalid_value"),
-        ({"prompt": ["a", 5]}, "prompt[1]", "invalid_value"),
-        ({"prompt": [5, "a"]}, "prompt[1]", "invalid_value"),
-        ({"prompt": [5, -1]}, "prompt[1]", "invalid_value"),
-        ({"prompt": [5, 1000]}, "prompt[1]", "invalid_value"),
-        ({"prompt": [[5], []]}, "prompt[1]", "invalid_value"),
-        ({"prompt": [[5], [6, 1000]]}, "prompt[1][1]", "invalid_value"),
-        ({"prompt": ["a"] * 129}, "prompt", "invalid_value"),
-        ({"prompt": "\ud800"}, "prompt", "invalid_value"),
-        ({"max_tokens": -1}, "max_tokens", "invalid_value"),
-        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
-        ({"logprobs": 21}, "logprobs", "invalid_value"),
-        ({"logprobs": True}, "logprobs", "invalid_value"),
-        ({"n": 129}, "n", "invalid_value"),
-        ({"stream_options": {}}, "stream_options", "invalid_value"),
-        ({"best_of": 2}, "best_of", "unsupported_value"),
-        ({"suffix": "x"}, "suffix", "unsupported_value"),
-        ({"prompt_embeds": "x"}, "prompt_embeds", "unsupported_value"),
-        ({"logits_processors": ["x"]}, "logits_processors", "unsupported_value"),
-        ({"regex": "a", "guided_regex": "a"}, "regex", "invalid_value"),
-        ({"response_format": {"type": "xml"}}, "response_format", "unsupported_value"),
-    ],
-)
-async def test_mistake_is_a_400_that_names_the_field(
-    fields: dict[str, object], param: str, code: str
-) -> None:
-    client = FakeGenerationClient(*answer())
-    response = await post(make_app(client), **fields)
-    assert response.status_code == 400, response.text
-    error = error_of(response)
-    assert (error["param"], error["code"]) == (param, code)
-    assert client.requests == []
-
-
-async def test_missing_prompt_is_told_as_missing() -> None:
-    async with connect(make_app(FakeGenerationClient())) as http:
-        response = await http.post(COMPLETIONS, json={"model": MODEL})
-    assert error_of(response)["code"] == "missing_required_parameter"
-
-
-async def test_fields_that_ask_for_nothing_are_accepted() -> None:
-    fields = {"suffix": "", "best_of": 1, "user": "me", "logprobs": None, "echo": None}
-    assert len(await requested(**fields, stream=None, stop=None, n=None)) == 1
-
-
-async def test_unknown_model_is_a_404() -> None:
-    response = await post(make_app(FakeGenerationClient()), model="gpt-4o")
-    assert (response.status_code, error_of(response)["param"]) == (404, "model")
