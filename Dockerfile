@@ -5,10 +5,10 @@ FROM python:3.12-slim
 
 ARG TORCH_INDEX=""
 
-# Ray runs `ps` to look after its processes. Triton builds a small C extension on a GPU; without a
-# compiler attention would be slow there.
+# Ray runs `ps` to look after its processes. Triton builds a small C extension on a GPU, and our own
+# kernels for CPUs are C++; without compilers either is slower.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends procps gcc libc6-dev \
+    && apt-get install --yes --no-install-recommends procps g++ libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home gemma

@@ -133,9 +133,10 @@ class AppSettings(BaseModel):
 
     attention: AttentionSetting = _ENGINE.attention
     """Whose kernels compute attention: ``triton`` (our own), ``varlen`` (torch's FlashAttention,
-    over pages), ``sdpa`` (torch's, over gathered keys) or ``reference`` (slow; to compare with).
-    ``auto`` takes the first of them that passes a trial at start-up, on a CPU ``sdpa``; the log
-    says which."""
+    over pages), ``native`` (our own for CPUs), ``sdpa`` (torch's, over gathered keys) or
+    ``reference`` (slow; to compare with). ``auto`` takes the first of them that passes a trial at
+    start-up; the log says which. ``triton`` and ``native`` bring kernels for norms and, with AMX,
+    products too."""
     enforce_eager: bool = _ENGINE.enforce_eager
     """Launch every operation of a decode step from Python instead of replaying CUDA graphs, which
     are recorded at start-up and take memory. Slower on a GPU; a CPU has no graphs anyway."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from gemma_serve.errors import ConfigurationError
 
-AttentionSetting = Literal["auto", "triton", "varlen", "sdpa", "reference"]
+AttentionSetting = Literal["auto", "triton", "varlen", "native", "sdpa", "reference"]
 Speculation = Literal["off", "prompt_lookup"]
 CacheDType = Literal["auto", "fp8"]
 

@@ -45,7 +45,7 @@ class Decoder:
         ]
         self._layer_types: Sequence[str] = config.layer_types
         self._norm = Norm(text_model.norm)
-        self._head = output_projection(model.lm_head)
+        self._head = output_projection(model.lm_head, kernels)
         self._dtype = _activation_dtype(text_model.norm)
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
@@ -98,8 +98,10 @@ class _Layer:
             num_heads=self._num_heads,
             num_kv_heads=self._num_kv_heads,
         )
-        self._qkv = projection(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._output = projection(attention.o_proj)
+        self._qkv = projection(
+            attention.q_proj, attention.k_proj, attention.v_proj, kernels=kernels
+        )
+        self._output = projection(attention.o_proj, kernels=kernels)
         self._feed_forward: Projection = feed_forward(layer.mlp, kernels)
 
     def add_to(self, hidden: Tensor, rotation: Rotation, attention: StepAttention) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-Kernels = Literal["torch", "triton"]
+Kernels = Literal["torch", "triton", "native"]
 """Who computes what stands between the matrix products: torch, or kernels of ours, which do at once
 what torch needs several for."""
 

@@ -92,6 +92,11 @@ def norm_classes(kernels: Kernels) -> tuple[Callable[[Gemma3RMSNorm], Norm], typ
     """What computes norms, and those of heads."""
     if kernels == "torch":
         return Norm, HeadNorms
+    if kernels == "native":
+        # They build on this module.
+        from gemma_serve.gemma.native.norms import NativeHeadNorms, NativeNorm
+
+        return NativeNorm, NativeHeadNorms
     # Not everybody has Triton.
     from gemma_serve.gemma.fused_norms import FusedHeadNorms, FusedNorm
 

@@ -49,7 +49,7 @@ class RunnerFactory:
             device=gemma.model.lm_head.weight.device,
         )
         self._attention = _select_attention(gemma, self.layout, config, max_model_len, attention)
-        self._decoder = Decoder(gemma.model, "triton" if self._attention.uses_triton else "torch")
+        self._decoder = Decoder(gemma.model, self._attention.kernels)
 
     def make(self, num_blocks: int) -> GemmaModelRunner:
         """A runner over a cache of its own; its decode steps are not recorded yet."""

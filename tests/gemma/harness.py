@@ -1,6 +1,7 @@
 """Logits of whole prompts through the paged engine, and through transformers itself."""
 
 from collections.abc import Sequence as Seq
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,6 +10,9 @@ from transformers import DynamicCache
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs
+from gemma_serve.gemma.attention.base import AttentionFactory
+from gemma_serve.gemma.attention.block_tables import BlockTables
+from gemma_serve.gemma.attention.native import NativeAttention
 from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.dummy import Gemma3Model
@@ -74,7 +78,13 @@ def paged_logits(
     blocks = BlockManager(num_blocks=2000, block_size=block_size, windows=layout.windows)
     cache = KVCache(layout, num_blocks=2000, block_size=block_size)
     sampler = Sampler(vocab_size=model.lm_head.out_features, forbidden_token_ids=(), device=device)
-    runner = GemmaModelRunner(gemma, Decoder(model), cache, sampler, attention)
+    runner = GemmaModelRunner(
+        gemma,
+        Decoder(model, "native" if attention is NativeAttention else "torch"),
+        cache,
+        sampler,
+        _factory(attention, cache, prompts),
+    )
     scheduler = make_scheduler(blocks, prefill_chunk_size=chunk_size)
     logits: list[list[Tensor]] = [[] for _ in prompts]
     for arrival, inputs in enumerate(prompts):
@@ -97,6 +107,15 @@ def paged_logits(
             else:
                 sequence.token_ids.append(sequence.prompt.token_ids[num_known])
     return [torch.cat(of_prompt) for of_prompt in logits]
+
+
+def _factory(
+    attention: type[PagedAttention], cache: KVCache, prompts: Seq[PromptInputs]
+) -> AttentionFactory:
+    if attention is not NativeAttention:
+        return attention
+    max_len = max(len(inputs.token_ids) for inputs in prompts)
+    return partial(NativeAttention, BlockTables(cache, num_seats=8, max_model_len=max_len))
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import NoReturn
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from gemma_serve.gemma.attention.selection import AttentionNeeds, select_attenti
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.attention.trial import difference_from_reference
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache, LayerPlace
+from gemma_serve.gemma.native.build import BuildError
 from gemma_serve.gemma.quantization.fp8 import FP8
 
 
@@ -55,10 +57,22 @@ def selected(setting: AttentionSetting, of_layout: CacheLayout) -> AttentionFact
     return chosen.over(KVCache(of_layout, num_blocks=1, block_size=4)).begin
 
 
-def test_a_cpu_gets_torchs_attention_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cpu_gets_our_kernels(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert selected("auto", layout()) is SdpaAttention
-    assert caplog.records == []
+        chosen = select_attention("auto", needs(layout()))
+    assert chosen.kernels == "native"
+    assert caplog.messages == ["attention: native"]
+
+
+def test_a_cpu_without_a_compiler_gets_torchs_attention_and_is_told_why(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_kernels() -> NoReturn:
+        raise BuildError("it needs a C++ compiler")
+
+    monkeypatch.setattr("gemma_serve.gemma.attention.native.native_kernels", no_kernels)
+    assert selected("auto", layout()) is SdpaAttention
+    assert "not native: it needs a C++ compiler" in caplog.text
 
 
 def test_attention_can_be_named() -> None:
@@ -90,7 +104,7 @@ def test_triton_passes_its_trial_in_the_interpreter(stored: torch.dtype) -> None
     pytest.importorskip("triton", reason="needs the package triton")
     small = layout(dtype=stored)
     chosen = select_attention("triton", needs(small))
-    assert chosen.uses_triton
+    assert chosen.kernels == "triton"
     assert chosen.over(KVCache(small, num_blocks=1, block_size=4)).backend is not None
 
 

@@ -9,9 +9,7 @@ from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.launching import Kernels
 from tests.tiny import tiny_text_model
 
-pytest.importorskip("triton", reason="needs the package triton, which comes with torch for CUDA")
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = torch.cuda.is_available()
 
 
 class EachItself(StepAttention):
@@ -23,12 +21,19 @@ class EachItself(StepAttention):
 
 
 @torch.inference_mode()
-def hidden_states(kernels: Kernels) -> Tensor:
-    model = tiny_text_model().to(DEVICE)
-    positions = torch.tensor([0, 5, 300], device=DEVICE)
+def hidden_states(kernels: Kernels, device: str) -> Tensor:
+    model = tiny_text_model().to(device)
+    positions = torch.tensor([0, 5, 300], device=device)
     embeddings = model.get_input_embeddings()(positions)
     return Decoder(model, kernels).forward(embeddings, positions, EachItself())
 
 
-def test_kernels_of_ours_stand_in_for_torchs_operations() -> None:
-    torch.testing.assert_close(hidden_states("triton"), hidden_states("torch"))
+def test_native_kernels_stand_in_for_torchs_operations() -> None:
+    theirs = hidden_states("torch", "cpu")
+    torch.testing.assert_close(hidden_states("native", "cpu"), theirs, atol=1e-4, rtol=1e-5)
+
+
+def test_triton_kernels_stand_in_for_torchs_operations() -> None:
+    pytest.importorskip("triton", reason="needs the package triton")
+    device = "cuda" if ON_GPU else "cpu"
+    torch.testing.assert_close(hidden_states("triton", device), hidden_states("torch", device))

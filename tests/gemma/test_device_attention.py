@@ -1,10 +1,13 @@
 """What attention kernels on a device are told of a step."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.attention.block_tables import BlockTables
+from gemma_serve.gemma.attention.native import NativeAttention
 from gemma_serve.gemma.attention.reference import ReferenceAttention
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.attention.varlen import VarlenAttention
@@ -33,8 +36,13 @@ def varlen(step: PagedStep, cache: KVCache) -> AttentionFactory:
     return lambda cache, chunks: VarlenAttention(dense_varlen_attn, tables, cache, chunks)
 
 
+def native(step: PagedStep, cache: KVCache) -> AttentionFactory:
+    tables = BlockTables(cache, num_seats=len(step.spans), max_model_len=step.max_len)
+    return partial(NativeAttention, tables)
+
+
 @pytest.mark.parametrize("spans", STEPS.values(), ids=STEPS.keys())
-@pytest.mark.parametrize("make", [dense, varlen])
+@pytest.mark.parametrize("make", [dense, native, varlen])
 @pytest.mark.parametrize("block_size", [4, 7, 64])
 def test_positions_tables_and_ends_say_what_every_query_sees(
     make: type, spans: list[Span], block_size: int
@@ -43,7 +51,7 @@ def test_positions_tables_and_ends_say_what_every_query_sees(
     assert_equal_to_reference(step, lambda cache: make(step, cache))
 
 
-@pytest.mark.parametrize("make", [dense, varlen])
+@pytest.mark.parametrize("make", [dense, native, varlen])
 def test_a_step_without_new_blocks_is_told_of_none(make: type) -> None:
     """Fifteen of sixteen decode steps have none."""
     step = PagedStep(spans=[text(17, 18)], window=WINDOW)

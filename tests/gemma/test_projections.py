@@ -7,8 +7,11 @@ from transformers import Gemma3TextConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP
 
 from gemma_serve.errors import CheckpointError
+from gemma_serve.gemma.native.library import native_kernels
+from gemma_serve.gemma.native.products import GatedTileBlocks, TileBlocks
 from gemma_serve.gemma.projections import (
     HalfBlocks,
+    OneDnnBlocks,
     activation_dtype,
     feed_forward,
     output_projection,
@@ -25,6 +28,11 @@ needs_packing = pytest.mark.skipif(
     not (HAS_ONEDNN_BFLOAT16 or HAS_FBGEMM), reason="bfloat16 weights are not packed on this CPU"
 )
 needs_fbgemm = pytest.mark.skipif(not HAS_FBGEMM, reason="torch has no FBGEMM on this CPU")
+
+
+needs_tiles = pytest.mark.skipif(
+    not (HAS_ONEDNN_BFLOAT16 and native_kernels().has_tiles), reason="this CPU has no AMX"
+)
 
 
 def linears(
@@ -174,3 +182,55 @@ def test_weights_that_are_not_torchs_own_are_left_to_their_modules() -> None:
     product = projection(*modules)(rows)
     assert torch.equal(product, torch.cat([module(rows) for module in modules], dim=-1))
     assert [module.weight.numel() for module in modules] == [16 * 32, 8 * 32]
+
+
+@needs_tiles
+@pytest.mark.parametrize("num_rows", [1, 15, 16, 17, 32, 33, 64, 75])
+def test_tiles_give_the_product_for_any_number_of_rows(num_rows: int) -> None:
+    torch.manual_seed(0)
+    weight, rows = torch.randn(96, 64).bfloat16(), torch.randn(num_rows, 64).bfloat16()
+    expected = (rows.float() @ weight.float().T).bfloat16()
+    torch.testing.assert_close(TileBlocks(weight)(rows), expected, atol=0.05, rtol=0.01)
+
+
+@needs_tiles
+@pytest.mark.parametrize("num_rows", [1, 20, 40])
+def test_gated_tiles_round_once(num_rows: int) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(num_rows, 64).bfloat16()
+    gate, up = (torch.randn(2, 48, 64) * 0.4).bfloat16()
+    sums = [rows.float() @ weight.float().T for weight in (gate, up)]
+    expected = nn.functional.gelu(sums[0], approximate="tanh") * sums[1]
+    got = GatedTileBlocks(gate, up)(rows)
+    torch.testing.assert_close(got, expected.bfloat16(), atol=0.02, rtol=0.01)
+
+
+@needs_tiles
+def test_a_gate_that_is_shut_is_zero_and_one_that_is_not_a_number_is_none() -> None:
+    gate = torch.zeros(32, 32).bfloat16()
+    gate[:, 0] = 1
+    rows = torch.zeros(3, 32).bfloat16()
+    rows[:, 0] = torch.tensor([-1e4, 1e4, torch.nan])
+    shut, wide, broken = GatedTileBlocks(gate, gate.abs())(rows).float()
+    assert (shut.abs() < 1e-3).all()
+    torch.testing.assert_close(wide, torch.full((32,), 1e8), rtol=0.01, atol=0)
+    assert broken.isnan().all()
+
+
+@needs_tiles
+@pytest.mark.parametrize("sizes", [(64,), (64, 32, 32)])
+def test_native_products_take_the_place_of_the_rows(sizes: tuple[int, ...]) -> None:
+    modules = linears(*sizes, dtype=torch.bfloat16)
+    expected = torch.cat([module(hidden(5, torch.bfloat16)) for module in modules], dim=-1)
+    product = projection(*modules, kernels="native")
+    assert isinstance(product, TileBlocks)
+    assert all(module.weight.numel() == 0 for module in modules)
+    torch.testing.assert_close(product(hidden(5, torch.bfloat16)), expected, atol=0.02, rtol=0.02)
+
+
+@needs_tiles
+def test_weights_that_tiles_cannot_hold_are_packed_as_before() -> None:
+    (odd,) = linears(24, dtype=torch.bfloat16)
+    (biased,) = linears(32, dtype=torch.bfloat16, bias=True)
+    for module in (odd, biased):
+        assert isinstance(projection(module, kernels="native"), OneDnnBlocks)

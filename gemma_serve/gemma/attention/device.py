@@ -130,7 +130,8 @@ class DeviceBackend(ABC):
         columns = (
             changes.places,
             changes.blocks,
-            *_columns(chunks, changes.seats, self._tile_sizes),
+            *token_columns(chunks, changes.seats),
+            *_tiles(chunks, self._tile_sizes),
         )
         places, blocks, positions, key_ends, seats, short_tiles, long_tiles = upload(
             columns, cache.layout.plane_devices[0]
@@ -140,18 +141,16 @@ class DeviceBackend(ABC):
         return self.over(StepTokens(positions, key_ends, seats, *tiles))
 
 
-def _columns(
-    chunks: Sequence[Chunk], seats: Sequence[int], sizes: TileSizes
-) -> tuple["array[int]", ...]:
-    """What ``StepTokens`` holds."""
+def token_columns(
+    chunks: Sequence[Chunk], seats: Sequence[int]
+) -> tuple["array[int]", "array[int]", "array[int]"]:
+    """Position, key end and seat of every token, as in ``StepTokens``."""
     positions, key_ends, seat_column = array("q"), array("q"), array("q")
-    short_tiles, long_tiles = array("q"), array("q")
     for chunk, seat in zip(chunks, seats, strict=True):
         positions.extend(range(chunk.start, chunk.end))
         key_ends.extend(_key_ends(chunk))
         seat_column.extend(array("q", [seat]) * (chunk.end - chunk.start))
-        _tile(chunk, sizes, short_tiles, long_tiles)
-    return positions, key_ends, seat_column, short_tiles, long_tiles
+    return positions, key_ends, seat_column
 
 
 def _key_ends(chunk: Chunk) -> "array[int]":
@@ -161,12 +160,14 @@ def _key_ends(chunk: Chunk) -> "array[int]":
     return key_ends
 
 
-def _tile(
-    chunk: Chunk, sizes: TileSizes, short_tiles: "array[int]", long_tiles: "array[int]"
-) -> None:
-    num_tokens = chunk.end - chunk.start
-    if num_tokens <= sizes.short:
-        short_tiles.extend((chunk.row, num_tokens))
-        return
-    for first in range(0, num_tokens, sizes.long):
-        long_tiles.extend((chunk.row + first, min(sizes.long, num_tokens - first)))
+def _tiles(chunks: Sequence[Chunk], sizes: TileSizes) -> tuple["array[int]", "array[int]"]:
+    """Short ones and long ones."""
+    short_tiles, long_tiles = array("q"), array("q")
+    for chunk in chunks:
+        num_tokens = chunk.end - chunk.start
+        if num_tokens <= sizes.short:
+            short_tiles.extend((chunk.row, num_tokens))
+            continue
+        for first in range(0, num_tokens, sizes.long):
+            long_tiles.extend((chunk.row + first, min(sizes.long, num_tokens - first)))
+    return short_tiles, long_tiles

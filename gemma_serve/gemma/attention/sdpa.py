@@ -90,13 +90,17 @@ class SdpaAttention(PagedAttention):
         self._biases: dict[tuple[Segment, int | None, torch.device], Tensor | None] = {}
 
     def _attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
-        plan = self._plan(self._cache.layout.places[layer].group, query)
         output = torch.empty_like(query)
+        self._attend_into(output, layer, query, scale)
+        return output
+
+    def _attend_into(self, output: Tensor, layer: int, query: Tensor, scale: float) -> None:
+        """Fill the rows of the chunks."""
+        plan = self._plan(self._cache.layout.places[layer].group, query)
         for decode in plan.decodes:
             output[decode.rows] = self._decode(decode, layer, query, scale)
         for prefill in plan.prefills:
             output[prefill.rows] = self._prefill(prefill, layer, query, scale)
-        return output
 
     def _decode(self, batch: _DecodeBatch, layer: int, query: Tensor, scale: float) -> Tensor:
         keys, values = self._cache.read(layer, batch.slots, query.dtype)

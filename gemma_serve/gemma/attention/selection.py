@@ -15,18 +15,19 @@ from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.attention.block_tables import BlockTables
 from gemma_serve.gemma.attention.device import DeviceBackend
+from gemma_serve.gemma.attention.native import NativeAttention, missing_for_native
 from gemma_serve.gemma.attention.reference import ReferenceAttention
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from gemma_serve.gemma.attention.trial import difference_from_reference, trial_len
 from gemma_serve.gemma.attention.varlen import VarlenAttention, installed_varlen_attn
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
-from gemma_serve.gemma.launching import lack_of_build_tools
+from gemma_serve.gemma.launching import Kernels, lack_of_build_tools
 from gemma_serve.gemma.quantization.fp8 import FP8
 
 logger = logging.getLogger(__name__)
 
 _GPU_ORDER: Final[tuple[AttentionSetting, ...]] = ("triton", "varlen", "sdpa")
-_CPU_ORDER: Final[tuple[AttentionSetting, ...]] = ("sdpa",)
+_CPU_ORDER: Final[tuple[AttentionSetting, ...]] = ("native", "sdpa")
 
 _MAX_DIFFERENCE: Final = 0.1
 """Of outputs of about 1. bfloat16 rounds by hundredths; a wrong mask is off by about as much as
@@ -47,7 +48,8 @@ class SelectedAttention:
     """What makes attention for a trial's cache, then for the one that is served from."""
 
     over: Callable[[KVCache], CacheAttention]
-    uses_triton: bool = False
+    kernels: Kernels = "torch"
+    """Who computes what else stands between the matrix products."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +86,13 @@ def select_attention(setting: AttentionSetting, needs: AttentionNeeds) -> Select
             return _selected(candidate, needs)
         logger.info("attention: not %s: %s", candidate, obstacle)
         obstacles.append(f"not {candidate}: {obstacle}")
-    if on_gpu:
-        logger.warning(
-            "attention: %s, which is slow with many sequences; %s",
-            last_resort,
-            "; ".join(obstacles),
-        )
+    logger.warning("attention: %s, which is slower; %s", last_resort, "; ".join(obstacles))
     return _selected(last_resort, needs)
 
 
 def _selected(name: AttentionSetting, needs: AttentionNeeds) -> SelectedAttention:
-    return SelectedAttention(partial(_make, name, needs), uses_triton=name == "triton")
+    kernels: Kernels = name if name in ("triton", "native") else "torch"
+    return SelectedAttention(partial(_make, name, needs), kernels)
 
 
 def _make(name: AttentionSetting, needs: AttentionNeeds, cache: KVCache) -> CacheAttention:
@@ -111,6 +109,8 @@ def _make(name: AttentionSetting, needs: AttentionNeeds, cache: KVCache) -> Cach
             varlen_attn = installed_varlen_attn()
             assert varlen_attn is not None  # _missing looked for it
             return CacheAttention(partial(VarlenAttention, varlen_attn, _tables(cache, needs)))
+        case "native":
+            return CacheAttention(partial(NativeAttention, _tables(cache, needs)))
         case _:
             return CacheAttention(SdpaAttention)
 
@@ -122,7 +122,7 @@ def _tables(cache: KVCache, needs: AttentionNeeds) -> BlockTables:
 def _obstacle(name: AttentionSetting, needs: AttentionNeeds) -> str | None:
     """Why this attention cannot be used here; ``None`` if it can."""
     missing = _missing(name, needs.layout)
-    if missing is not None or name not in ("triton", "varlen"):
+    if missing is not None or name not in ("triton", "varlen", "native"):
         return missing
     on_trial = replace(needs, max_num_seqs=8, max_model_len=trial_len(needs.layout))
     try:
@@ -147,8 +147,10 @@ def _missing(name: AttentionSetting, layout: CacheLayout) -> str | None:
     on_gpu = layout.plane_devices[0].type == "cuda"
     head_dim = layout.head_dim
     match name:
-        case "varlen" if layout.dtype == FP8:
+        case "varlen" | "native" if layout.dtype == FP8:
             return "it does not read kv_cache_dtype: fp8"
+        case "native":
+            return missing_for_native(layout)
         case "triton" if find_spec("triton") is None:
             return "the package triton is not installed"
         case "triton" if on_gpu and layout.dtype == FP8 and not _has_float8(layout):
