@@ -114,8 +114,8 @@ class _Layer:
 
     def _attend(self, normed: Tensor, rotation: Rotation, attention: StepAttention) -> Tensor:
         """``[num_tokens, num_heads * head_dim]``."""
-        heads = self._qkv(normed).view(len(normed), -1, self._head_dim)
+        heads = self._qkv(normed).view(normed.shape[0], -1, self._head_dim)
         rotated = self._head_norms(heads, rotation, self._dtype)
-        query, key = torch.split(rotated, [self._num_heads, self._num_kv_heads], dim=1)
+        query, key = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
         value = heads[:, self._num_heads + self._num_kv_heads :]
         return attention.attend(self._index, query, key, value, self._scale).flatten(1)

@@ -157,11 +157,11 @@ class KVCache:
         self._planes = [
             torch.zeros(shape, dtype=layout.dtype, device=device) for device in layout.plane_devices
         ]
+        self._keys_and_values = [(plane[0], plane[1]) for plane in self._planes]
 
     def plane(self, layer: int) -> tuple[Tensor, Tensor]:
         """Where the layer's keys and values lie: ``[num_slots, num_kv_heads * head_dim]`` each."""
-        keys, values = self._planes[self.layout.places[layer].plane]
-        return keys, values
+        return self._keys_and_values[self.layout.places[layer].plane]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store ``keys`` and ``values`` ``[num_tokens, num_kv_heads, head_dim]`` at ``slots``."""

@@ -35,6 +35,7 @@ class NativeAttention(SdpaAttention):
         long_chunks = [chunk for chunk in chunks if not _is_short(chunk)]
         super().__init__(cache, long_chunks)
         self._has_long_chunks = bool(long_chunks)
+        self._has_short_chunks = len(long_chunks) < len(chunks)
         self._kernels = native_kernels()
         (self._device,) = set(cache.layout.plane_devices)
         self._tables = tables
@@ -54,7 +55,7 @@ class NativeAttention(SdpaAttention):
         key_plane, value_plane = self._cache.plane(layer)
         self._kernels.write_kv(pages, key_plane, value_plane, key, value)
         output = torch.empty(query.shape, dtype=query.dtype)
-        if len(self._short_rows):
+        if self._has_short_chunks:
             self._kernels.attend(
                 pages, output, query, key_plane, value_plane, self._short_rows, scale
             )

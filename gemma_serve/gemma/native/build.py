@@ -37,7 +37,7 @@ def load_library() -> ctypes.CDLL:
 
     Raises ``BuildError``.
     """
-    compiler = os.environ.get("CXX") or which("g++") or which("clang++")
+    compiler = os.environ.get("CXX") or which("g++")
     if compiler is None:
         raise BuildError("it needs a C++ compiler (Debian, Ubuntu: apt install g++)")
     openmp = _openmp_of_torch()

@@ -185,7 +185,7 @@ class NativeKernels:
             key_plane.data_ptr(),
             value_plane.data_ptr(),
             rows.data_ptr(),
-            len(rows),
+            rows.shape[0],
             query.stride(0),
             num_heads,
             key_plane.shape[1] // head_dim,
@@ -207,7 +207,7 @@ class NativeKernels:
             weights.data_ptr(),
             num_rows,
             num_inputs,
-            len(weights),
+            weights.shape[0],
             is_gated,
         )
 

@@ -21,7 +21,7 @@ constexpr int kTile = 16;          // rows of a tile; float32 columns of one of 
 constexpr int kDepth = 32;         // bfloat16 columns of a tile
 constexpr int kBlock = 2 * kTile;  // outputs, or rows of activations, that are computed together
 constexpr int kTileNumbers = kTile * kDepth;
-constexpr int kPrefetchBytes = 4096;  // how far ahead of their use weights are asked for
+constexpr int kPrefetchBytes = 2048;  // how far ahead of 16 rows' use weights are asked for
 constexpr int kShares = 8;  // of the outputs, for each thread: one that is interrupted takes fewer
 
 using Sums = float[kBlock][kBlock];
@@ -45,8 +45,8 @@ struct alignas(64) TileShapes {
   }
 };
 
-void prefetch(const BFloat16* weights) {
-  const char* place = reinterpret_cast<const char*>(weights) + kPrefetchBytes;
+void prefetch(const BFloat16* weights, int num_bytes_ahead) {
+  const char* place = reinterpret_cast<const char*>(weights) + num_bytes_ahead;
   for (int line = 0; line < 2 * kTile; ++line) _mm_prefetch(place + line * 64, _MM_HINT_T0);
 }
 
@@ -63,7 +63,7 @@ void multiply(Sums sums, const BFloat16* activations, int64_t num_inputs,
     _tile_zero(3);
   }
   for (int64_t input = 0; input < num_inputs; input += kDepth) {
-    if (kInMemory) prefetch(weights);
+    if (kInMemory) prefetch(weights, kPrefetchBytes << kHasSecondRows);
     _tile_loadd(4, activations + input, stride);
     _tile_loadd(6, weights, 64);
     _tile_loadd(7, weights + kTileNumbers, 64);

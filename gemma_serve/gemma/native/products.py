@@ -48,7 +48,7 @@ class GatedTileBlocks:
 
 
 def _multiply(hidden: Tensor, weights: Tensor, num_outputs: int, *, is_gated: bool) -> Tensor:
-    output = hidden.new_empty((len(hidden), num_outputs))
+    output = hidden.new_empty((hidden.shape[0], num_outputs))
     native_kernels().multiply_tiles(output, hidden.contiguous(), weights, is_gated=is_gated)
     return output
 
