@@ -241,7 +241,9 @@ void attend_tokens(const Pages& pages, const Heads& heads, T* output, const T* q
   const auto place = [&](const Task& task, int64_t stride) {
     return task.token * stride + task.kv_head * group_size * heads.head_dim;
   };
-#pragma omp parallel if (num_keys * group_size * heads.head_dim > kMinParallelFloats)
+  const bool is_shared =
+      tasks.size() > 1 && num_keys * group_size * heads.head_dim > kMinParallelFloats;
+#pragma omp parallel if (is_shared)
   {
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < tasks.size(); ++i)
@@ -257,7 +259,7 @@ void attend_tokens(const Pages& pages, const Heads& heads, T* output, const T* q
   }
 }
 
-// The same, and with one of the type that the cache stores.
+// Calls `compute` with a value of the type of activations and one of that which the cache stores.
 template <typename Compute>
 void with_types(int is_bfloat16, int stores_bfloat16, Compute compute) {
   if (is_bfloat16)

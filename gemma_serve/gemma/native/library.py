@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gemma_serve.gemma.native.build import load_library
 
-MAX_HEAD_DIM: Final = 512
-HEAD_DIM_MULTIPLE: Final = 16
+MAX_HEAD_DIM: Final = 512  # as in numbers.h
+HEAD_DIM_MULTIPLE: Final = 16  # lanes of the widest machine
 
 
 class _PagesStruct(Structure):
