@@ -167,7 +167,7 @@ def _vision_for(
         return None
     if description.vision is None:
         raise InvalidRequestError(
-            "this model reads text only; leave images out",
+            "This model reads text only: leave images out.",
             param=next(iter(urls)),
             code="unsupported_value",
         )

@@ -29,6 +29,19 @@ _NEUTRAL: Final[Mapping[str, Sequence[object]]] = {
 """Keywords that are not enforced, with the values that ask for nothing. zod writes that a record's
 names are strings."""
 
+_SAYS_MORE: Final = frozenset(
+    {
+        "additionalProperties",
+        "patternProperties",
+        "propertyNames",
+        "unevaluatedProperties",
+        "dependentRequired",
+        "minProperties",
+    }
+)
+"""Beside ``properties``, what tells of others."""
+_OF_OBJECTS: Final = _SAYS_MORE | {"properties", "required"}
+
 _WHITESPACE: Final = r" |\n {0,32}"
 """Matched at most once wherever JSON allows whitespace. Without a bound, a small model may never
 stop writing it; without any, answers differ from how models write JSON."""
@@ -40,7 +53,8 @@ _SINGLE_IN_PLACE = ("not", "if", "then", "else", "unevaluatedItems", "unevaluate
 
 
 def parse_schema(text: str) -> Schema:
-    """Read a schema, leave out what constrains nothing, and open unions that are told apart.
+    """Read a schema, leave out what constrains nothing, open unions that are told apart, and close
+    objects that list what they have.
 
     Raises ``OutputConstraintError``.
     """
@@ -55,6 +69,7 @@ def parse_schema(text: str) -> Schema:
     if not isinstance(schema, dict):
         raise OutputConstraintError("The schema must be a JSON object")
     _simplify(schema)
+    _close(schema)
     return schema
 
 
@@ -108,18 +123,50 @@ def _children(value: object) -> list[object]:
 
 
 def _simplify(schema: Schema) -> None:
+    for part in _all_parts(schema):
+        name = part.get("format")
+        if isinstance(name, str) and name not in _ENFORCED_FORMATS:
+            del part["format"]
+        for keyword, neutral in _NEUTRAL.items():
+            if keyword in part and part[keyword] in neutral:
+                del part[keyword]
+        _leave_out_implied_sizes(part)
+        open_told_apart(part, schema)
+
+
+def _close(schema: Schema) -> None:
+    """Objects get no properties but those that are listed, where nothing says or shows that others
+    are meant; small models write new ones without end. What fits then fits what was asked for.
+
+    Where one object is described in several places, none of them lists all that it has.
+    """
+    parts = list(_all_parts(schema))
+    if any(_is_one_of_several(part) for part in parts):
+        return
+    for part in parts:
+        listed, required = part.get("properties"), part.get("required", [])
+        if not isinstance(listed, dict) or not listed or _SAYS_MORE & part.keys():
+            continue
+        if isinstance(required, list) and all(
+            isinstance(name, str) and name in listed for name in required
+        ):
+            part["additionalProperties"] = False
+
+
+def _is_one_of_several(part: Schema) -> bool:
+    """Whether an object must fit this and something else, or must not fit something else."""
+    return bool(
+        {"allOf", "oneOf"} & part.keys()
+        or ({"$ref", "anyOf"} & part.keys() and _OF_OBJECTS & part.keys())
+    )
+
+
+def _all_parts(schema: Schema) -> Iterator[Schema]:
     pending: list[object] = [schema]
     while pending:
         part = pending.pop()
         if isinstance(part, dict):
-            name = part.get("format")
-            if isinstance(name, str) and name not in _ENFORCED_FORMATS:
-                del part["format"]
-            for keyword, neutral in _NEUTRAL.items():
-                if keyword in part and part[keyword] in neutral:
-                    del part[keyword]
-            _leave_out_implied_sizes(part)
-            open_told_apart(part, schema)
+            yield part
             pending.extend(sub for _, sub in _parts(part))
 
 

@@ -87,6 +87,10 @@ SIZED = {
 """Every object that fits has one or two keys, whether it is said or not."""
 
 
+LISTED = {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}
+"""Says nothing of other properties."""
+
+
 EITHER = text_or_call_schema(
     {
         "type": "object",
@@ -115,6 +119,15 @@ TIME_CALL = '{"name": "get_time", "parameters": {}}'
         ("json_schema", PERSON, '{"name": "Ada"}', False),
         ("json_schema", PERSON, '{"name": "Ada", "age": -1}', False),
         ("json_schema", PERSON, '{"name": "Ada", "age": 36, "x": 1}', False),
+        ("json_schema", LISTED, '{"a": null}', True),
+        ("json_schema", LISTED, '{"a": null, "b": 1}', False),
+        ("json_schema", {"anyOf": [LISTED]}, '{"a": null, "b": 1}', False),
+        ("json_schema", {"items": LISTED}, '[{"a": null, "b": 1}]', False),
+        ("json_schema", {**LISTED, "additionalProperties": True}, '{"a": null, "b": 1}', True),
+        ("json_schema", {**LISTED, "required": ["a", "b"]}, '{"a": null, "b": 1}', True),
+        ("json_schema", {"allOf": [LISTED, {"required": ["b"]}]}, '{"a": null, "b": 1}', True),
+        ("json_schema", {"type": "object", "properties": {}}, '{"b": 1}', True),
+        ("json_schema", {**LISTED, "anyOf": [{"minProperties": 2}]}, '{"a": null, "b": 1}', True),
         ("json_schema", True, "[1, null]", True),
         ("json_schema", {"type": "string", "format": "password"}, '"secret"', True),
         ("json_schema", {"items": {"type": "null"}, "uniqueItems": False}, "[null, null]", True),
@@ -251,6 +264,8 @@ ITEM = {"type": "object", "properties": {"ok": {"type": "string"}, "set": {"uniq
         ("json_schema", '{"a": ', None, "JSON"),
         ("json_schema", '{"const": NaN}', None, "NaN"),
         ("json_schema", {"properties": {"\ud800": {}}}, None, "surrogate"),
+        ("json_schema", {"properties": {"a": {}}, "required": [{}]}, None, ""),
+        ("json_schema", {"properties": {"a": 1}}, "properties.a", ""),
         ("json_schema", {"enum": ["\udfff"]}, None, "surrogate"),
         ("json_schema", '{"items":' * 100 + "{}" + "}" * 100, None, "deeper than 100"),
         ("json_schema", '{"items":' * 9999 + "{}" + "}" * 9999, None, ""),

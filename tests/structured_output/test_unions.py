@@ -7,8 +7,14 @@ from gemma_serve.structured_output.json_schemas import parse_schema
 CAT = {
     "type": "object",
     "properties": {"kind": {"const": "cat", "default": "cat"}, "lives": {"type": "integer"}},
+    "additionalProperties": False,
 }
-DOG = {"type": "object", "properties": {"kind": {"enum": ["dog", "puppy"]}}, "required": ["kind"]}
+DOG = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["dog", "puppy"]}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
 REFERENCES = [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}]
 DISCRIMINATOR = {"propertyName": "kind"}
 
