@@ -21,7 +21,7 @@ from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence, Sche
 from gemma_serve.engine.sequence import PromptInputs, Sequence
 from gemma_serve.engine.speculation import Speculation
 from gemma_serve.engine.stats import EngineStats
-from gemma_serve.errors import GemmaServeError, GenerationError
+from gemma_serve.errors import GemmaServeError, GenerationError, InvalidRequestError
 from gemma_serve.generation import (
     FinishReason,
     GenerationDelta,
@@ -261,7 +261,7 @@ class Engine:
         for sequence in finished:
             self._finish(sequence)
         outputs = [StepOutput(key, tuple(of_request)) for key, of_request in deltas.items()]
-        return outputs + self._fail(stuck, _NO_TOKEN_POSSIBLE)
+        return outputs + self._fail(stuck, _NO_TOKEN_POSSIBLE, InvalidRequestError)
 
     def _deltas(
         self, scheduled: ScheduledSequence, sampled: Iterator[SampledToken]
@@ -362,10 +362,15 @@ class Engine:
             self._num_failed_steps_in_a_row += 1
         return self._fail({newest}, _OUT_OF_MEMORY)
 
-    def _fail(self, keys: Collection[int], message: str = _MODEL_FAILED) -> list[StepOutput]:
+    def _fail(
+        self,
+        keys: Collection[int],
+        message: str = _MODEL_FAILED,
+        kind: type[GemmaServeError] = GenerationError,
+    ) -> list[StepOutput]:
         for key in keys:
             self.abort(key)
-        return [StepOutput(key, error=GenerationError(message)) for key in keys]
+        return [StepOutput(key, error=kind(message)) for key in keys]
 
 
 def _asked_for(stop: str | int, own: Collection[str | int]) -> str | int | None:

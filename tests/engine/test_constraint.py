@@ -15,7 +15,7 @@ from gemma_serve.engine.model_runner import SampledToken
 from gemma_serve.engine.sampler import Sampler
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch
-from gemma_serve.errors import GenerationError
+from gemma_serve.errors import InvalidRequestError
 from gemma_serve.generation import FinishReason, SamplingParams
 from tests.engine.builders import (
     EOS,
@@ -209,7 +209,7 @@ def test_dead_end_ends_its_request_with_an_error_and_no_other() -> None:
     engine.add(make_request(1, prompt="hey", constraints=(OneOf("yes"),)))
     outputs = engine.step()
     (error,) = [output.error for output in outputs if output.error is not None]
-    assert isinstance(error, GenerationError)
+    assert isinstance(error, InvalidRequestError)
     assert "format" in str(error)
     assert engine.stats.num_free_blocks < engine.stats.num_blocks
     assert _texts_of(engine, key=1) == "es"
