@@ -83,8 +83,8 @@ def _submit(path: str, config: ServeDeploySchema) -> None:
     # Ray's 15 lets whatever else runs take cores from the model's threads, which wait for each
     # other many times a step, and from the front end.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Serve's controller looks at its deployments ten times a second, a twentieth of a core, which
-    # on few cores the model's threads wait for.
+    # Serve's controller looks at its deployments ten times a second. That is 3 % of a core, and on
+    # few cores the model's threads wait for it.
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
     ray.init(namespace=SERVE_NAMESPACE)
     # Ray's own handler of SIGTERM would not stop Serve in order, and SIGINT is ignored by what a

@@ -11,9 +11,14 @@ from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.attention.reference import ReferenceAttention
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from tests.gemma.harness import loaded, paged_logits, prompt, transformers_logits
+from tests.gemma.native_kernels import needs_kernels
 from tests.tiny import tiny_text_model, tiny_vision_model
 
-BACKENDS = [ReferenceAttention, SdpaAttention, NativeAttention]
+BACKENDS = [
+    ReferenceAttention,
+    SdpaAttention,
+    pytest.param(NativeAttention, marks=needs_kernels),
+]
 WINDOW = 16
 
 pytestmark = pytest.mark.parametrize("attention", BACKENDS)

@@ -20,6 +20,7 @@ from gemma_serve.gemma.attention.trial import difference_from_reference
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache, LayerPlace
 from gemma_serve.gemma.native.build import BuildError
 from gemma_serve.gemma.quantization.fp8 import FP8
+from tests.gemma.native_kernels import needs_kernels
 
 
 def layout(
@@ -57,6 +58,7 @@ def selected(setting: AttentionSetting, of_layout: CacheLayout) -> AttentionFact
     return chosen.over(KVCache(of_layout, num_blocks=1, block_size=4)).begin
 
 
+@needs_kernels
 def test_a_cpu_gets_our_kernels(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         chosen = select_attention("auto", needs(layout()))

@@ -7,6 +7,7 @@ from torch import Tensor
 from gemma_serve.gemma.attention.base import StepAttention
 from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.launching import Kernels
+from tests.gemma.native_kernels import needs_kernels
 from tests.tiny import tiny_text_model
 
 ON_GPU = torch.cuda.is_available()
@@ -28,6 +29,7 @@ def hidden_states(kernels: Kernels, device: str) -> Tensor:
     return Decoder(model, kernels).forward(embeddings, positions, EachItself())
 
 
+@needs_kernels
 def test_native_kernels_stand_in_for_torchs_operations() -> None:
     theirs = hidden_states("torch", "cpu")
     torch.testing.assert_close(hidden_states("native", "cpu"), theirs, atol=1e-4, rtol=1e-5)

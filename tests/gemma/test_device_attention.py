@@ -14,6 +14,7 @@ from gemma_serve.gemma.attention.varlen import VarlenAttention
 from gemma_serve.gemma.kv_cache import KVCache
 from tests.gemma.dense_backend import DenseBackend
 from tests.gemma.dense_varlen import dense_varlen_attn
+from tests.gemma.native_kernels import needs_kernels
 from tests.gemma.paged_step import PagedStep, Span, assert_equal_to_reference, text
 
 WINDOW = 16
@@ -41,8 +42,11 @@ def native(step: PagedStep, cache: KVCache) -> AttentionFactory:
     return partial(NativeAttention, tables)
 
 
+MAKERS = [dense, pytest.param(native, marks=needs_kernels), varlen]
+
+
 @pytest.mark.parametrize("spans", STEPS.values(), ids=STEPS.keys())
-@pytest.mark.parametrize("make", [dense, native, varlen])
+@pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("block_size", [4, 7, 64])
 def test_positions_tables_and_ends_say_what_every_query_sees(
     make: type, spans: list[Span], block_size: int
@@ -51,7 +55,7 @@ def test_positions_tables_and_ends_say_what_every_query_sees(
     assert_equal_to_reference(step, lambda cache: make(step, cache))
 
 
-@pytest.mark.parametrize("make", [dense, native, varlen])
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_step_without_new_blocks_is_told_of_none(make: type) -> None:
     """Fifteen of sixteen decode steps have none."""
     step = PagedStep(spans=[text(17, 18)], window=WINDOW)

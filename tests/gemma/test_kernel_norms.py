@@ -11,6 +11,7 @@ import torch
 
 from gemma_serve.gemma.launching import Kernels
 from gemma_serve.gemma.norms import Rotation, norm_classes
+from tests.gemma.native_kernels import needs_kernels
 from tests.tiny import tiny_text_model
 
 MODEL = tiny_text_model()  # 32 wide, and its norms are not neutral
@@ -18,8 +19,8 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
 KINDS = [
-    ("native", torch.float32),
-    ("native", torch.bfloat16),
+    pytest.param("native", torch.float32, marks=needs_kernels),
+    pytest.param("native", torch.bfloat16, marks=needs_kernels),
     pytest.param("triton", torch.float32, marks=needs_triton),
     pytest.param("triton", torch.float16, marks=needs_triton),
 ]

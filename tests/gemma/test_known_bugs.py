@@ -27,13 +27,20 @@ from tests.gemma.harness import (
     prompt,
     transformers_logits,
 )
+from tests.gemma.native_kernels import needs_kernels
 from tests.tiny import tiny_text_model, tiny_vision_model
 
 BACKENDS = [ReferenceAttention, SdpaAttention, NativeAttention]
 WINDOW = 16
 ALL_AT_ONCE = 10_000
 
-each_backend = pytest.mark.parametrize("attention", BACKENDS)
+each_backend = pytest.mark.parametrize(
+    "attention",
+    [
+        pytest.param(backend, marks=needs_kernels) if backend is NativeAttention else backend
+        for backend in BACKENDS
+    ],
+)
 
 
 def assert_same(logits: Tensor, expected: Tensor) -> None:

@@ -9,7 +9,10 @@ from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.attention.block_tables import BlockTables
 from gemma_serve.gemma.attention.native import NativeAttention
 from gemma_serve.gemma.kv_cache import KVCache
+from tests.gemma.native_kernels import needs_kernels
 from tests.gemma.paged_step import PagedStep, assert_equal_to_reference, text
+
+pytestmark = needs_kernels
 
 
 def native(step: PagedStep, cache: KVCache) -> AttentionFactory:

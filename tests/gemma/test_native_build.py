@@ -8,6 +8,7 @@ import pytest
 
 from gemma_serve.gemma.native import build
 from gemma_serve.gemma.native.build import BuildError, load_library
+from tests.gemma.native_kernels import needs_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +19,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     load_library.cache_clear()
 
 
+@needs_kernels
 def test_they_are_compiled_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_library()
     (library,) = empty_cache.iterdir()
@@ -27,6 +29,7 @@ def test_they_are_compiled_once(empty_cache: Path, monkeypatch: pytest.MonkeyPat
     assert [*empty_cache.iterdir()] == [library]
 
 
+@needs_kernels
 def test_another_processor_gets_its_own(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_library()
     load_library.cache_clear()

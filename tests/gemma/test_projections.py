@@ -7,7 +7,6 @@ from transformers import Gemma3TextConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP
 
 from gemma_serve.errors import CheckpointError
-from gemma_serve.gemma.native.library import native_kernels
 from gemma_serve.gemma.native.products import GatedTileBlocks, TileBlocks
 from gemma_serve.gemma.projections import (
     HalfBlocks,
@@ -17,6 +16,7 @@ from gemma_serve.gemma.projections import (
     output_projection,
     projection,
 )
+from tests.gemma.native_kernels import needs_tiles
 
 CPU = torch.device("cpu")
 ACTIVATIONS = activation_dtype(torch.bfloat16, CPU)
@@ -28,11 +28,6 @@ needs_packing = pytest.mark.skipif(
     not (HAS_ONEDNN_BFLOAT16 or HAS_FBGEMM), reason="bfloat16 weights are not packed on this CPU"
 )
 needs_fbgemm = pytest.mark.skipif(not HAS_FBGEMM, reason="torch has no FBGEMM on this CPU")
-
-
-needs_tiles = pytest.mark.skipif(
-    not (HAS_ONEDNN_BFLOAT16 and native_kernels().has_tiles), reason="this CPU has no AMX"
-)
 
 
 def linears(

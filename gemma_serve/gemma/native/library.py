@@ -107,6 +107,7 @@ class NativeKernels:
     ) -> None:
         """Add ``branch``, normalised by ``weight``, to ``hidden``; into ``output``, if there is
         one, what ``next_weight`` makes of the sum."""
+        assert output is None or output.dtype == branch.dtype
         num_rows, width = hidden.shape
         self._add_norm(
             None if output is None else output.data_ptr(),
@@ -132,6 +133,7 @@ class NativeKernels:
     ) -> None:
         """The first of ``heads`` ``[num_tokens, more heads, head_dim]``, normalised and rotated,
         into ``output`` ``[num_tokens, num_heads, head_dim]``."""
+        assert output.dtype == heads.dtype
         num_tokens, num_heads, head_dim = output.shape
         self._rotate(
             output.data_ptr(),
@@ -151,6 +153,7 @@ class NativeKernels:
         self, pages: Pages, key_plane: Tensor, value_plane: Tensor, key: Tensor, value: Tensor
     ) -> None:
         """Store ``key`` and ``value`` ``[num_tokens, num_kv_heads, head_dim]`` of the step."""
+        assert key.dtype == value.dtype
         self._write_kv(
             pages.address,
             key_plane.data_ptr(),

@@ -9,7 +9,7 @@ from gemma_serve.gemma.norms import HeadNorms, Norm, Rotation
 
 
 class NativeNorm(Norm):
-    """Takes contiguous tensors."""
+    """``hidden`` is contiguous."""
 
     def __init__(self, norm: Gemma3RMSNorm) -> None:
         super().__init__(norm)
@@ -21,14 +21,22 @@ class NativeNorm(Norm):
         return output
 
     def add(self, hidden: Tensor, branch: Tensor) -> None:
-        self._kernels.add_norm(None, hidden, branch, self.weight, self.eps, self.weight, self.eps)
+        self._kernels.add_norm(
+            None, hidden, branch.contiguous(), self.weight, self.eps, self.weight, self.eps
+        )
 
     def add_and_norm(
         self, hidden: Tensor, branch: Tensor, following: Norm, dtype: torch.dtype
     ) -> Tensor:
         output = torch.empty_like(hidden, dtype=dtype)
         self._kernels.add_norm(
-            output, hidden, branch, self.weight, self.eps, following.weight, following.eps
+            output,
+            hidden,
+            branch.contiguous(),
+            self.weight,
+            self.eps,
+            following.weight,
+            following.eps,
         )
         return output
 
