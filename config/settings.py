@@ -139,7 +139,8 @@ class AppSettings(BaseModel):
     products too."""
     enforce_eager: bool = _ENGINE.enforce_eager
     """Launch every operation of a decode step from Python instead of replaying CUDA graphs, which
-    are recorded at start-up and take memory. Slower on a GPU; a CPU has no graphs anyway."""
+    are recorded at start-up and take memory, and begin no step before the last one's tokens are
+    known. Slower on a GPU; a CPU works like that anyway."""
 
     enable_prefix_cache: bool = _ENGINE.enable_prefix_cache
     """Keep keys and values of answered prompts while memory lasts, so that the next turn of a chat

@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Final
 
-from benchmarks.bench_host_step import decode_steps_ms
-from benchmarks.gpu import models, parity, peers
+from benchmarks.bench_host_step import Load, host_steps_ms
+from benchmarks.gpu import answers, models, parity, peers
 from benchmarks.gpu.devices import Ceilings
 from benchmarks.gpu.findings import Finding, Run, Target
 from benchmarks.gpu.scale import Scale
@@ -63,10 +63,13 @@ class Measurements:
         for size in self._sizes:
             compare = partial(parity.compare, size, device, dtype)
             self._run.part(f"{size} attention", _SMALL_PART_S, compare)
+        for size in [size for size in self._scale.peer_sizes if size in self._sizes][:1]:
+            compare = partial(answers.compare, size, self._device, self._placement, self._scale)
+            self._run.part(f"{size} answers", self._scale.model_s, compare)
 
     def _host(self) -> Iterator[Finding]:
         for num_streams in self._scale.host_streams:
-            times_ms = decode_steps_ms(num_streams, 1500, self._scale.host_steps)
+            times_ms = host_steps_ms(Load(num_streams, 1500, self._scale.host_steps))
             goal = Target(limit=_HOST_TARGET_MS, direction="at most")
             yield Finding(
                 what=f"host work of a step, {num_streams} streams",

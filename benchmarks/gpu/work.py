@@ -33,13 +33,19 @@ def add(engine: Engine, token_ids: tuple[int, ...], max_tokens: int) -> int:
     return key
 
 
-def step(engine: Engine) -> int:
-    """Tokens that one step produced. Raises what ended a request, if anything did."""
-    outputs = engine.step()
-    for output in outputs:
+def tokens_of_step(engine: Engine) -> dict[int, list[int]]:
+    """What one step brought, by request. Raises what ended a request, if anything did."""
+    tokens: dict[int, list[int]] = {}
+    for output in engine.step():
         if output.error is not None:
             raise output.error
-    return sum(len(delta.token_ids) for output in outputs for delta in output.deltas)
+        tokens[output.key] = [i for delta in output.deltas for i in delta.token_ids]
+    return tokens
+
+
+def step(engine: Engine) -> int:
+    """How many tokens one step brought."""
+    return sum(map(len, tokens_of_step(engine).values()))
 
 
 def run_until_idle(engine: Engine) -> int:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import count
 
 from gemma_serve.engine.constraint import TokenConstraint
-from gemma_serve.engine.engine import Engine, EngineRequest, StepOutput, Vocabulary
+from gemma_serve.engine.engine import Engine, EngineRequest, StepOutput
 from gemma_serve.engine.mailbox import Mailbox
 from gemma_serve.engine.sequence import PromptInputs
 from gemma_serve.engine.stats import EngineStats
+from gemma_serve.engine.vocabulary import Vocabulary
 from gemma_serve.errors import GemmaServeError, GenerationError, OverloadedError, UnavailableError
 from gemma_serve.generation import GenerationStarted, GenerationStream, SamplingParams
 

@@ -34,7 +34,8 @@ class EngineConfig:
     attention: AttentionSetting = "auto"
     """Whose attention kernels compute; ``auto``: the fastest that work here."""
     enforce_eager: bool = False
-    """Launch each operation of a decode step by itself, although a GPU could replay them all."""
+    """Launch each operation of a decode step by itself, although a GPU could replay them all, and
+    only when the last step's tokens are known."""
 
     enable_prefix_cache: bool = True
     """Whether prompts that begin alike share keys and values, also one after the other."""

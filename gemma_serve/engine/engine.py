@@ -1,9 +1,16 @@
-"""The step: schedule, run, take the tokens in, hand out text."""
+"""The step: schedule, run, take the tokens in, hand out text.
+
+Where a device works by itself, the engine runs ahead of it: it begins a step before it looks at the
+tokens of the one before. The device then goes on without waiting while the host takes those tokens
+in and hands out text. What it computes ahead for a sequence that turns out to have ended is left
+behind.
+"""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import reduce
 from itertools import count, islice, zip_longest
 from operator import add
@@ -13,22 +20,18 @@ from typing import Final
 from gemma_serve.engine.block_chain import BlockChain, ImageContent
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.constraint import TokenConstraint
+from gemma_serve.engine.deltas import take_in
 from gemma_serve.engine.detokenizer import Detokenizer
-from gemma_serve.engine.model_runner import ModelRunner, SampledToken
+from gemma_serve.engine.model_runner import ModelRunner, SampledToken, StepUnderWay
 from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence, Scheduler
 from gemma_serve.engine.sequence import PromptInputs, Sequence
 from gemma_serve.engine.speculation import Speculation
 from gemma_serve.engine.stats import EngineStats
+from gemma_serve.engine.vocabulary import Vocabulary
 from gemma_serve.errors import GemmaServeError, GenerationError, InvalidRequestError
-from gemma_serve.generation import (
-    FinishReason,
-    GenerationDelta,
-    SampledLogprobs,
-    SamplingParams,
-    TokenLogprob,
-)
+from gemma_serve.generation import GenerationDelta, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +44,6 @@ _NO_TOKEN_POSSIBLE: Final = (
     "The answer can be neither continued nor ended: its format and the request's other parameters "
     "together rule every token out."
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vocabulary:
-    """What the engine must know of a checkpoint's tokens."""
-
-    token_bytes: Seq[bytes]
-    """UTF-8 bytes of every id; empty for control tokens."""
-    eos_token_ids: frozenset[int]
-    """The ids that end a turn."""
-    stop_strings: tuple[str, ...] = ()
-    """Texts that end a turn of this checkpoint, besides a request's own."""
-    control_token_names: Mapping[int, bytes] = field(default_factory=dict)
-    """UTF-8 names of the ids that are no text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +73,21 @@ class StepOutput:
     error: GemmaServeError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One that has begun."""
+
+    batch: ScheduledBatch
+    under_way: StepUnderWay
+    began_at: float
+    """On the clock of ``perf_counter``."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether anything that it brings still counts."""
+        return any(scheduled.stands for scheduled in self.batch.scheduled)
+
+
 class Engine:
     """Owns requests from admission to their last token. Synchronous; one thread uses it."""
 
@@ -97,8 +101,10 @@ class Engine:
         max_model_len: int,
         enable_prefix_cache: bool = True,
         speculation: Speculation | None = None,
+        runs_ahead: bool = False,
     ) -> None:
-        """``speculation``: the scheduler's."""
+        """``speculation``: the scheduler's; it needs the tokens, so there is no running ahead."""
+        assert not (runs_ahead and speculation)
         self._runner = runner
         self._scheduler = scheduler
         self._block_manager = block_manager
@@ -106,6 +112,9 @@ class Engine:
         self._max_model_len = max_model_len
         self._enable_prefix_cache = enable_prefix_cache
         self._speculation = speculation
+        self._runs_ahead = runs_ahead
+        self._last_step: _Step | None = None
+        """Whose tokens have not been taken in."""
         self._num_drafted_tokens = 0
         self._num_accepted_tokens = 0
         self._unfinished: dict[int, list[Sequence]] = {}
@@ -154,34 +163,71 @@ class Engine:
         self._scheduler.remove(self._unfinished.pop(key, []))
 
     def step(self) -> list[StepOutput]:
-        """Compute one step. A failure ends the requests of that step and no others, and where
-        memory did not suffice, only the newest of them.
+        """Compute one step and return what it brought; when running ahead, what the one before
+        brought. A failure ends the requests of that step and no others, and where memory did not
+        suffice, only the newest of them.
         """
-        batch = self._scheduler.schedule()
-        if batch is None:
-            return []
-        try:
-            outputs = self._take_in(batch, self._run(batch))
-        except MemoryError as error:
-            return self._shed_newest(batch, error)
-        except Exception:
-            # The boundary between one step and the next: the engine must outlive any request.
-            logger.exception("a step of %d sequences failed", len(batch.scheduled))
-            self._num_failed_steps_in_a_row += 1
-            return self._fail({s.sequence.request_key for s in batch.scheduled})
-        self._num_failed_steps_in_a_row = 0
+        outputs: list[StepOutput] = []
+        step = self._begin(outputs)
+        self._end_last_step(step, outputs)
+        if step is not None:
+            self._sample(step, outputs)
+        if not self._runs_ahead:
+            self._end_last_step(None, outputs)
         return outputs
 
-    def _run(self, batch: ScheduledBatch) -> list[SampledToken]:
-        started_at = perf_counter()
-        sampled_tokens = self._runner.run(batch)
-        if self._speculation is not None and all(s.decodes for s in batch.scheduled):
+    def _begin(self, outputs: list[StepOutput]) -> _Step | None:
+        batch = self._scheduler.schedule()
+        if batch is None:
+            return None
+        began_at = perf_counter()
+        with self._surviving(outputs, batch):
+            return _Step(batch, self._runner.begin(batch), began_at)
+        return None
+
+    def _sample(self, step: _Step, outputs: list[StepOutput]) -> None:
+        """Nothing waits for what is chosen, or for what was computed for nobody."""
+        if not step.stands:
+            return
+        with self._surviving(outputs, step.batch):
+            step.under_way.sample()
+            self._last_step = step
+
+    def _end_last_step(self, following: _Step | None, outputs: list[StepOutput]) -> None:
+        """Wait for its tokens. ``following``: the step that has begun since."""
+        step, self._last_step = self._last_step, None
+        if step is None or not step.stands:
+            return
+        with self._surviving(outputs, step.batch, *([following.batch] if following else [])):
+            sampled_tokens = step.under_way.tokens()
+            self._observe(step)
+            outputs += self._take_in(step, sampled_tokens, following)
+            self._num_failed_steps_in_a_row = 0
+
+    def _observe(self, step: _Step) -> None:
+        """Let the speculation know how long the step took."""
+        if self._speculation is not None and all(s.decodes for s in step.batch.scheduled):
             self._speculation.observe(
-                num_decoding=len(batch.scheduled),
-                num_drafts=batch.num_drafts,
-                duration_s=perf_counter() - started_at,
+                num_decoding=len(step.batch.scheduled),
+                num_drafts=step.batch.num_drafts,
+                duration_s=perf_counter() - step.began_at,
             )
-        return sampled_tokens
+
+    @contextmanager
+    def _surviving(
+        self, outputs: list[StepOutput], batch: ScheduledBatch, *following: ScheduledBatch
+    ) -> Iterator[None]:
+        """The boundary between one step and the next: the engine must outlive any request."""
+        try:
+            yield
+        except MemoryError as error:
+            for later in (*following, batch):
+                self._scheduler.take_back(later.scheduled)
+            outputs += self._shed_newest(batch, error)
+        except Exception:
+            logger.exception("a step of %d sequences failed", len(batch.scheduled))
+            self._num_failed_steps_in_a_row += 1
+            outputs += self._fail({s.sequence.request_key for s in batch.scheduled})
 
     def _new_chain(self, request: EngineRequest) -> BlockChain | None:
         """Names the prompt's blocks: a microsecond each, once for all sequences."""
@@ -241,15 +287,21 @@ class Engine:
         )
 
     def _take_in(
-        self, batch: ScheduledBatch, sampled_tokens: Seq[SampledToken]
+        self, step: _Step, sampled_tokens: Seq[SampledToken], following: _Step | None
     ) -> list[StepOutput]:
         deltas: dict[int, list[GenerationDelta]] = {}
         stuck: set[int] = set()
         finished: list[Sequence] = []
+        revised: set[Sequence] = set()
         samples = iter(sampled_tokens)
-        for scheduled in batch.sampling:
+        for scheduled in step.batch.sampling:
+            tokens = tuple(islice(samples, scheduled.num_sampled))
+            if not scheduled.stands:  # aborted or preempted while the step was under way
+                continue
             key = scheduled.sequence.request_key
-            brought = [*self._deltas(scheduled, islice(samples, scheduled.num_sampled))]
+            brought = [*self._deltas(scheduled, tokens)]
+            if tokens[-1].is_revised:
+                revised.add(scheduled.sequence)
             if brought[-1] is None:
                 stuck.add(key)
             if of_sequence := [delta for delta in brought if delta is not None]:
@@ -257,88 +309,27 @@ class Engine:
                 if of_sequence[-1].finish_reason is not None:
                     finished.append(scheduled.sequence)
         assert next(samples, None) is None
-        self._scheduler.mark_computed(batch)
+        if revised and following is not None:
+            self._scheduler.take_back(s for s in following.batch.scheduled if s.sequence in revised)
+        self._scheduler.mark_computed(step.batch)
         for sequence in finished:
             self._finish(sequence)
         outputs = [StepOutput(key, tuple(of_request)) for key, of_request in deltas.items()]
         return outputs + self._fail(stuck, _NO_TOKEN_POSSIBLE, InvalidRequestError)
 
     def _deltas(
-        self, scheduled: ScheduledSequence, sampled: Iterator[SampledToken]
+        self, scheduled: ScheduledSequence, tokens: Seq[SampledToken]
     ) -> Iterator[GenerationDelta | None]:
         """What a step brought for one sequence: tokens up to its end, or to the first that is not
         what was drafted. Those sampled after that one followed something else.
         """
-        of_sequence = tuple(sampled)
         self._num_drafted_tokens += len(scheduled.drafts)
-        for token, draft in zip_longest(of_sequence, scheduled.drafts):
-            delta = self._delta(scheduled.sequence, token)
+        for token, draft in zip_longest(tokens, scheduled.drafts):
+            delta = take_in(scheduled.sequence, token, self._vocabulary)
             yield delta
             if delta is None or delta.finish_reason is not None or token.token_id != draft:
                 return
             self._num_accepted_tokens += 1
-
-    def _delta(self, sequence: Sequence, sampled: SampledToken) -> GenerationDelta | None:
-        """The next token of a sequence, taken in; ``None``: none was possible."""
-        is_first = len(sequence.token_ids) == len(sequence.prompt.token_ids)
-        if len(sequence.token_ids) >= sequence.max_total_tokens:  # only the prompt was asked for
-            delta = GenerationDelta(sequence.index, "", (), FinishReason.LENGTH)
-        elif sampled.token_id is None:
-            return None
-        else:
-            delta = self._advance(sequence, sampled.token_id, self._logprobs(sampled))
-        if not is_first:
-            return delta
-        return replace(
-            delta,
-            cached_tokens=sequence.num_cached_tokens,
-            prompt_logprobs=self._take_prompt_logprobs(sequence),
-        )
-
-    def _advance(
-        self, sequence: Sequence, token_id: int, logprobs: tuple[SampledLogprobs, ...]
-    ) -> GenerationDelta:
-        """Append a sampled token and say what became final by it."""
-        sequence.token_ids.append(token_id)
-        sequence.sampling_state.append(token_id)
-        finish_reason, stop_reason = None, None
-        if token_id in sequence.stop_token_ids:
-            text, finish_reason = sequence.detokenizer.flush(), FinishReason.STOP
-            stop_reason = _asked_for(token_id, self._vocabulary.eos_token_ids)
-        else:
-            text = sequence.detokenizer.append((token_id,))
-            if (matched := sequence.detokenizer.matched_stop) is not None:
-                finish_reason = FinishReason.STOP
-                stop_reason = _asked_for(matched, self._vocabulary.stop_strings)
-            elif sequence.sampling_state.is_over:
-                text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.STOP
-            elif len(sequence.token_ids) >= sequence.max_total_tokens:
-                text, finish_reason = text + sequence.detokenizer.flush(), FinishReason.LENGTH
-        return GenerationDelta(
-            sequence.index, text, (token_id,), finish_reason, stop_reason, logprobs=logprobs
-        )
-
-    def _logprobs(self, sampled: SampledToken) -> tuple[SampledLogprobs, ...]:
-        """Of one token; nothing if they were not asked for."""
-        if not sampled.logprobs:
-            return ()
-        token_bytes = self._vocabulary.token_bytes
-        chosen, *top = (TokenLogprob(i, logprob, token_bytes[i]) for i, logprob in sampled.logprobs)
-        return (SampledLogprobs(chosen, tuple(top)),)
-
-    def _take_prompt_logprobs(self, sequence: Sequence) -> tuple[SampledLogprobs, ...]:
-        """Of the whole prompt but its first token; nothing if they were not asked for."""
-        if sequence.prompt_scores is None:
-            return ()
-        texts, scores = self._vocabulary.token_bytes, sequence.prompt_scores.scores
-        sequence.prompt_scores = None
-        return tuple(
-            SampledLogprobs(
-                TokenLogprob(token_id, score.logprob, texts[token_id]),
-                tuple(TokenLogprob(i, logprob, texts[i]) for i, logprob in score.top),
-            )
-            for token_id, score in zip(sequence.prompt.token_ids[1:], scores, strict=True)
-        )
 
     def _finish(self, sequence: Sequence) -> None:
         self._scheduler.remove((sequence,))
@@ -349,8 +340,11 @@ class Engine:
 
     def _shed_newest(self, batch: ScheduledBatch, error: MemoryError) -> list[StepOutput]:
         """Fail the newest request. The others are scheduled again as if nothing had been run."""
-        newest = max(batch.scheduled, key=lambda s: s.sequence.arrival).sequence.request_key
-        keys = {s.sequence.request_key for s in batch.scheduled}
+        unfinished = [
+            s.sequence for s in batch.scheduled if s.sequence.request_key in self._unfinished
+        ]
+        newest = max(unfinished, key=lambda sequence: sequence.arrival).request_key
+        keys = {sequence.request_key for sequence in unfinished}
         logger.error(
             "out of memory in a step of %d requests; the newest fails, so that %d go on. Lower "
             "kv_cache_memory, max_num_seqs or prefill_chunk_size: %s",
@@ -368,11 +362,8 @@ class Engine:
         message: str = _MODEL_FAILED,
         kind: type[GemmaServeError] = GenerationError,
     ) -> list[StepOutput]:
-        for key in keys:
+        """Those of ``keys`` that have not ended."""
+        failing = [key for key in keys if key in self._unfinished]
+        for key in failing:
             self.abort(key)
-        return [StepOutput(key, error=kind(message)) for key in keys]
-
-
-def _asked_for(stop: str | int, own: Collection[str | int]) -> str | int | None:
-    """``stop``, unless it is one of the checkpoint's own, which end every turn."""
-    return None if stop in own else stop
+        return [StepOutput(key, error=kind(message)) for key in failing]

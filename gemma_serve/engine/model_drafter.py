@@ -10,7 +10,7 @@ from itertools import count
 from typing import Final
 
 from gemma_serve.engine.block_manager import BlockManager
-from gemma_serve.engine.model_runner import ModelRunner
+from gemma_serve.engine.model_runner import ModelRunner, run_step
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
 from gemma_serve.engine.sequence import Sequence
 
@@ -213,7 +213,7 @@ class ModelDrafter:
         for follower in guessing:
             state = follower.leader.sampling_state.unadjusted(len(follower.guesses))
             follower.own.sampling_state = state
-        sampled = self._runner.run(batch)
+        sampled = run_step(self._runner, batch)
         for follower, end in ends.items():
             follower.own.num_computed_tokens = end
         for follower, token in zip(guessing, sampled, strict=True):

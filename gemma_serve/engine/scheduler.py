@@ -2,7 +2,7 @@
 
 from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from gemma_serve.engine.block_manager import BlockManager
@@ -13,7 +13,7 @@ from gemma_serve.engine.speculation import Speculation
 from gemma_serve.engine.waiting_queue import WaitingQueue
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScheduledSequence:
     """The tokens ``[start, end)`` of one sequence, the last of which may be drafts."""
 
@@ -24,10 +24,29 @@ class ScheduledSequence:
     """Whether the step yields the next token: it computes the last one known."""
     drafts: tuple[int, ...] = ()
     """Guesses for the tokens after the last one known. The step also samples what follows each."""
+    is_taken_back: bool = field(default=False, init=False)
+    """Whether it is to be computed again, by another step."""
+    _num_freed: int = field(init=False, repr=False)
+    """Names the blocks that the step computes into."""
+
+    def __post_init__(self) -> None:
+        self._num_freed = self.sequence.block_table.num_freed
+
+    @property
+    def stands(self) -> bool:
+        """Whether what the step brings still counts: the sequence has neither ended nor lost its
+        blocks since, nor was this taken back."""
+        return not self.is_taken_back and self.sequence.block_table.num_freed == self._num_freed
 
     @property
     def token_ids(self) -> list[int]:
+        """Those that are known: all, or all but the last if it ``is_awaited``."""
         return [*self.sequence.token_ids[self.start : self.end], *self.drafts]
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the last token is not known yet: the step before samples it."""
+        return self.end - len(self.drafts) > len(self.sequence.token_ids)
 
     @property
     def num_sampled(self) -> int:
@@ -117,33 +136,51 @@ class Scheduler:
             self._release(sequence)
 
     def schedule(self) -> ScheduledBatch | None:
-        """The next step, with its blocks allocated; ``None`` if nothing can be done."""
+        """The next step, with its blocks allocated; ``None`` if nothing can be done.
+
+        Steps are computed one after another, so the next one may be asked for while this one is
+        under way: it goes on from where this one will have come.
+        """
         scheduled: dict[int, ScheduledSequence] = {}  # by arrival
         self._schedule_decodes(scheduled)
         num_prefill_tokens = self._schedule_prefills(scheduled)
         self._admit(scheduled, token_budget=self._prefill_chunk_size - num_prefill_tokens)
         if self._speculation is not None:
             self._add_drafts(self._speculation, scheduled)
+        for entry in scheduled.values():
+            entry.sequence.num_computed_tokens = entry.end - len(entry.drafts)
+            entry.sequence.num_awaited_tokens += entry.samples
         return ScheduledBatch(tuple(scheduled.values())) if scheduled else None
 
     def mark_computed(self, batch: ScheduledBatch) -> None:
         """Record that the step's keys and values are in the cache.
 
-        Sequences with drafts must have got their tokens by now. Whatever was computed for drafts
-        that are none of them is left behind, to be written over.
+        Its sequences must have got their tokens by now. Whatever was computed for drafts that are
+        none of them is left behind, to be written over.
         """
         for scheduled in batch.scheduled:
-            sequence = scheduled.sequence
-            num_computed = len(sequence.token_ids) - 1 if scheduled.drafts else scheduled.end
-            sequence.num_computed_tokens = num_computed
+            if not scheduled.stands:
+                continue
+            sequence, num_computed = scheduled.sequence, scheduled.end
+            sequence.num_awaited_tokens -= scheduled.samples
+            if scheduled.drafts:
+                num_computed = sequence.num_computed_tokens = len(sequence.token_ids) - 1
             self._block_manager.mark_computed(
                 sequence.block_table, sequence.token_ids, num_computed
             )
 
+    def take_back(self, scheduled: Iterable[ScheduledSequence]) -> None:
+        """Let them be computed again, as if they had not been scheduled: the latest step first."""
+        for entry in scheduled:
+            if entry.stands:
+                entry.is_taken_back = True
+                entry.sequence.num_computed_tokens = entry.start
+                entry.sequence.num_awaited_tokens -= entry.samples
+
     def _schedule_decodes(self, scheduled: dict[int, ScheduledSequence]) -> None:
         for sequence in tuple(self._running):
-            if sequence.num_uncomputed_tokens == 1:
-                self._schedule_chunk(sequence, len(sequence.token_ids), scheduled)
+            if sequence.num_uncomputed_tokens == 1 and not sequence.awaits_its_end:
+                self._schedule_chunk(sequence, sequence.num_tokens, scheduled)
 
     def _schedule_prefills(self, scheduled: dict[int, ScheduledSequence]) -> int:
         """Go on with prompts under way. Returns the number of tokens scheduled."""
@@ -226,9 +263,9 @@ class Scheduler:
         block_size = self._block_manager.block_size
         num_wanted = min(prefix.num_matched + 1, sequence.num_reusable_tokens // block_size)
         for other in self._running:
-            first = max(prefix.num_blocks, other.num_computed_tokens // block_size)
+            first = max(prefix.num_blocks, other.block_table.num_full)
             other_chain = other.block_table.chain
-            if other.num_uncomputed_tokens > 1 and first < num_wanted and other_chain is not None:
+            if first < num_wanted and other_chain is not None:
                 wanted = chain.digests[first]
                 if wanted in other_chain.digests[first : first + 1]:
                     return True
@@ -244,7 +281,7 @@ class Scheduler:
 
     def _num_blocks_to_come(self, sequence: Sequence) -> int:
         """Blocks that a running sequence has yet to take for the tokens it has now."""
-        table, num_tokens = sequence.block_table, len(sequence.token_ids)
+        table, num_tokens = sequence.block_table, sequence.num_tokens
         if sequence.num_uncomputed_tokens <= 1:
             return self._block_manager.num_missing(table, num_tokens)
         num_blocks = self._block_manager.blocks_for(num_tokens, chunk_size=self._prefill_chunk_size)
@@ -266,7 +303,7 @@ class Scheduler:
         start = sequence.num_computed_tokens
         if end == start or not self._make_room(sequence, end, scheduled):
             return 0
-        samples = end == len(sequence.token_ids)
+        samples = end == sequence.num_tokens
         scheduled[sequence.arrival] = ScheduledSequence(sequence, start, end, samples)
         return end - start
 
@@ -286,7 +323,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._release(sequence)
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_awaited_tokens = 0
         self._waiting.add_preempted(sequence)
 
     def _release(self, sequence: Sequence) -> None:

@@ -57,7 +57,10 @@ class Sequence:
     token_ids: list[int]
     """Prompt and completion."""
     num_computed_tokens: int = 0
-    """Leading tokens whose keys and values are in the cache."""
+    """Leading tokens whose keys and values are in the cache, or will be after the steps under
+    way."""
+    num_awaited_tokens: int = 0
+    """Tokens behind ``token_ids`` that the steps under way sample."""
     user: str | None = None
     """Whose turn it uses up; ``None`` is one user too."""
     priority: int = 0
@@ -77,8 +80,18 @@ class Sequence:
         return len(self.token_ids) - 1
 
     @property
+    def num_tokens(self) -> int:
+        """Known ones and awaited ones."""
+        return len(self.token_ids) + self.num_awaited_tokens
+
+    @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def awaits_its_end(self) -> bool:
+        """Whether the tokens that it awaits are its last."""
+        return self.num_awaited_tokens > 0 and self.num_tokens >= self.max_total_tokens
 
     def chunk_end(self, max_tokens: int, *, start: int | None = None) -> int:
         """Where a chunk of at most ``max_tokens`` tokens ends without cutting an image.
@@ -86,7 +99,7 @@ class Sequence:
         ``start``: its first token; by default the first one that is not computed.
         """
         start = self.num_computed_tokens if start is None else start
-        end = min(start + max_tokens, len(self.token_ids))
+        end = min(start + max_tokens, self.num_tokens)
         for image in self.prompt.images:
             if image.start < end < image.end:
                 return image.start

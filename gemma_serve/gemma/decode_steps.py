@@ -20,7 +20,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from gemma_serve.gemma.attention.device import DeviceBackend, StepTokens, upload
+from gemma_serve.gemma.attention.device import DeviceBackend, StepTokens, upload_columns
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.out_of_memory import memory_errors
@@ -33,7 +33,7 @@ Record = Callable[[Compute], Compute]
 """Gives a cheaper way to do the same again."""
 
 _NUM_INPUTS: Final = 4
-"""Per token: its id, position, key end and seat."""
+"""Per token: its name, position, key end and seat."""
 
 _MAX_CHUNK: Final = 16
 """Tokens of one sequence. Each reads the sequence's keys by itself, so more had better be computed
@@ -71,7 +71,7 @@ class DecodeSteps:
         max_num_tokens: int,
         record: Record,
     ) -> None:
-        """``embed``: token ids ``[num_tokens]`` to ``[num_tokens, hidden_size]``."""
+        """``embed``: names of ``TokenFeed``, ``[num_tokens]``, to ``[num_tokens, hidden_size]``."""
         self._decoder = decoder
         self._embed = embed
         self._backend = backend
@@ -117,39 +117,39 @@ class DecodeSteps:
             and not any(chunk.images for chunk in chunks)
         )
 
-    def run(self, token_ids: Sequence[int], chunks: Sequence[Chunk]) -> Tensor:
+    def run(self, names: Sequence[int], chunks: Sequence[Chunk]) -> Tensor:
         """As ``Decoder.forward``, of the chunks' tokens; good until the next step.
 
         The host's part of the step is one copy to the device, which it does not wait for.
         """
-        size = self._sizes[bisect_left(self._sizes, len(token_ids))]
+        size = self._sizes[bisect_left(self._sizes, len(names))]
         tables = self._backend.tables
         changes = tables.changes(chunks)
-        inputs = _inputs(token_ids, chunks, changes.seats, size)
+        inputs = _inputs(names, chunks, changes.seats, size)
         columns = (changes.places, changes.blocks, inputs)
-        places, blocks, new_inputs = upload(columns, self._device)
+        places, blocks, new_inputs = upload_columns(columns, self._device)
         tables.apply(changes, places, blocks)
         self._inputs[: len(inputs)].copy_(new_inputs)
-        return self._recorded[size]()[: len(token_ids)]
+        return self._recorded[size]()[: len(names)]
 
     def _compute(self, size: int) -> Tensor:
         inputs = self._inputs[: _NUM_INPUTS * size].view(_NUM_INPUTS, size)
-        token_ids, positions, key_ends, seats = inputs.unbind()
+        names, positions, key_ends, seats = inputs.unbind()
         tiles = self._tiles[:size]
         tokens = StepTokens(positions, key_ends, seats, short_tiles=tiles, long_tiles=tiles[:0])
-        return self._decoder.forward(self._embed(token_ids), positions, self._backend.over(tokens))
+        return self._decoder.forward(self._embed(names), positions, self._backend.over(tokens))
 
 
 def _inputs(
-    token_ids: Sequence[int], chunks: Sequence[Chunk], seats: Sequence[int], size: int
+    names: Sequence[int], chunks: Sequence[Chunk], seats: Sequence[int], size: int
 ) -> "array[int]":
-    padding = array("q", [0]) * (size - len(token_ids))
+    padding = array("q", [0]) * (size - len(names))
     positions, seat_column = array("q"), array("q")
     for chunk, seat in zip(chunks, seats, strict=True):
         positions.extend(range(chunk.start, chunk.end))
         seat_column.extend([seat] * (chunk.end - chunk.start))
     inputs = array("q")
-    for column in (token_ids, positions, [position + 1 for position in positions], seat_column):
+    for column in (names, positions, [position + 1 for position in positions], seat_column):
         inputs.extend(column)
         inputs.extend(padding)
     return inputs

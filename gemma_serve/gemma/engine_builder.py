@@ -5,10 +5,11 @@ from dataclasses import replace
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.drafter import Drafter
-from gemma_serve.engine.engine import Engine, Vocabulary
+from gemma_serve.engine.engine import Engine
 from gemma_serve.engine.prompt_lookup import LookupDrafter
 from gemma_serve.engine.scheduler import Scheduler
 from gemma_serve.engine.speculation import Speculation
+from gemma_serve.engine.vocabulary import Vocabulary
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.cache_budget import (
@@ -82,6 +83,7 @@ def build_engine(
         max_model_len=longest,
         enable_prefix_cache=config.enable_prefix_cache,
         speculation=speculation,
+        runs_ahead=_runs_ahead(gemma, config),
     )
 
 
@@ -95,6 +97,13 @@ def max_model_len(gemma: LoadedGemma, config: EngineConfig) -> int:
             f"{gemma.max_model_len} tokens."
         )
     return config.max_model_len
+
+
+def _runs_ahead(gemma: LoadedGemma, config: EngineConfig) -> bool:
+    """Whether steps begin before the tokens of the last one are known: on a GPU, which computes
+    while the host goes on, and unless guesses are made from those tokens."""
+    on_gpu = gemma.model.lm_head.weight.device.type == "cuda"
+    return on_gpu and not config.speculates and not config.enforce_eager
 
 
 def _speculation(

@@ -1,6 +1,6 @@
 """Runs the largest steps that can come, to see how much memory they take beside the weights."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
-from gemma_serve.gemma.model_runner import GemmaModelRunner
+from gemma_serve.gemma.model_runner import GemmaModelRunner, GemmaStep
 from gemma_serve.generation import SamplingParams, VisionInput
 
 
@@ -69,7 +69,7 @@ class GpuUse:
 
 def measure_gpus(
     make_runner: Callable[[], GemmaModelRunner],
-    steps: Iterable[ScheduledBatch],
+    steps: Seq[ScheduledBatch],
     devices: Collection[torch.device],
 ) -> dict[torch.device, GpuUse]:
     """Run ``steps`` on a runner of their own, which is gone afterwards, as is what they left.
@@ -85,7 +85,7 @@ def measure_gpus(
 
 def _bytes_taken(
     make_runner: Callable[[], GemmaModelRunner],
-    steps: Iterable[ScheduledBatch],
+    steps: Seq[ScheduledBatch],
     devices: Collection[torch.device],
 ) -> dict[torch.device, int]:
     allocated_before = {device: torch.cuda.memory_allocated(device) for device in devices}
@@ -93,8 +93,7 @@ def _bytes_taken(
     own = {d: torch.cuda.memory_allocated(d) - allocated_before[d] for d in devices}
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
-    for step in steps:
-        runner.run(step)
+    _run_ahead(runner, steps)
     peaks = {
         d: torch.cuda.max_memory_allocated(d) - torch.cuda.memory_allocated(d) for d in devices
     }
@@ -105,6 +104,17 @@ def _bytes_taken(
     # Asked of the driver: torch does not count what graphs themselves take.
     recorded = {device: free_before[device] - _free_bytes(device) for device in devices}
     return {device: own[device] + peaks[device] + recorded[device] for device in devices}
+
+
+def _run_ahead(runner: GemmaModelRunner, steps: Seq[ScheduledBatch]) -> None:
+    """Each of ``steps`` beside what the step before it keeps until its tokens are taken in."""
+    last: GemmaStep | None = None
+    for batch in (*steps, *steps):
+        step = runner.begin(batch)
+        if last is not None:
+            last.tokens()
+        step.sample()
+        last = step
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -129,8 +139,10 @@ def _scheduled(sequence: Sequence, num_tokens: int, num_drafts: int = 0) -> Sche
 
 
 def _sequence(arrival: int, prompt: PromptInputs, table: BlockTable, vocab_size: int) -> Sequence:
-    # A limit that keeps nearly all tokens has all of them sorted, and a penalty copies them.
-    sampling = SamplingParams(top_k=vocab_size - 1, top_p=0.5, repetition_penalty=2.0)
+    # All have their logprobs told, a penalty copies the logits, and every other sequence's are
+    # sorted, since its limit keeps nearly all.
+    top_k = vocab_size - 1 if arrival % 2 else None
+    sampling = SamplingParams(top_k=top_k, top_p=0.5, repetition_penalty=2.0, logprobs=20)
     return Sequence(
         request_key=arrival,
         index=0,

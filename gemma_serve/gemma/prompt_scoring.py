@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gemma_serve.engine.prompt_scores import TokenScore
-from gemma_serve.engine.sampler_logprobs import LOGPROB_OF_NEVER
+from gemma_serve.engine.sampling.logprobs import LOGPROB_OF_NEVER
 from gemma_serve.engine.scheduler import ScheduledBatch
+from gemma_serve.engine.transfers import upload
 from gemma_serve.gemma.decoder import Decoder
 
 _MAX_ROWS: Final = 64
@@ -39,7 +40,7 @@ def _scores(logits: Tensor, next_ids: list[int], num_top: int) -> Iterator[Token
     logprobs = (
         logits.float().log_softmax(dim=1).nan_to_num_(nan=-math.inf).clamp_(min=LOGPROB_OF_NEVER)
     )
-    chosen = logprobs.gather(1, torch.tensor(next_ids, device=logits.device).unsqueeze(1))
+    chosen = logprobs.gather(1, upload(torch.tensor(next_ids), logits.device).unsqueeze(1))
     top = logprobs.topk(num_top, dim=1)
     columns = (chosen[:, 0].tolist(), top.indices.tolist(), top.values.tolist())
     for logprob, ids, values in zip(*columns, strict=True):

@@ -3,7 +3,7 @@
 import torch
 
 from gemma_serve.engine.config import EngineConfig
-from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.errors import ConfigurationError
 from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.attention.device import DeviceBackend
@@ -23,6 +23,7 @@ from gemma_serve.gemma.model_runner import GemmaModelRunner
 from gemma_serve.gemma.out_of_memory import memory_errors
 from gemma_serve.gemma.projections import activation_dtype
 from gemma_serve.gemma.quantization.fp8 import FP8
+from gemma_serve.gemma.token_feed import TokenFeed
 
 
 class RunnerFactory:
@@ -55,14 +56,19 @@ class RunnerFactory:
         """A runner over a cache of its own; its decode steps are not recorded yet."""
         cache = KVCache(self.layout, num_blocks=num_blocks, block_size=self._config.block_size)
         of_cache = self._attention.over(cache)
+        embedding = self._gemma.model.get_decoder().embed_tokens
+        token_feed = TokenFeed(
+            max_rows=self._config.max_sampled_rows, device=embedding.weight.device
+        )
         return GemmaModelRunner(
             self._gemma,
             self._decoder,
             cache,
             self._sampler,
             of_cache.begin,
+            token_feed,
             vision_cache_bytes=self._vision_cache_bytes,
-            decode_steps=self._decode_steps(of_cache.backend),
+            decode_steps=self._decode_steps(of_cache.backend, token_feed),
         )
 
     def make_for_serving(self, num_blocks: int) -> GemmaModelRunner:
@@ -79,7 +85,9 @@ class RunnerFactory:
         runner.record_decode_steps()
         return runner
 
-    def _decode_steps(self, backend: DeviceBackend | None) -> DecodeSteps | None:
+    def _decode_steps(
+        self, backend: DeviceBackend | None, token_feed: TokenFeed
+    ) -> DecodeSteps | None:
         """Where they can be recorded: on one GPU, by kernels that read their step from its
         memory."""
         if backend is None or self._config.enforce_eager:
@@ -90,7 +98,7 @@ class RunnerFactory:
             return None
         return DecodeSteps(
             self._decoder,
-            text_model.embed_tokens,
+            lambda names: text_model.embed_tokens(token_feed.token_ids(names)),
             backend,
             max_num_tokens=self._config.max_sampled_rows,
             record=GraphRecorder(device),

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration
 
 from gemma_serve.engine.sequence import ImageSpan
+from gemma_serve.engine.transfers import upload
 from gemma_serve.gemma.feature_cache import FeatureCache
 from gemma_serve.gemma.projections import activation_dtype
 
@@ -67,7 +68,7 @@ class VisionEncoder:
         """Features of ``views`` (``messages.ImagePart``): ``[num_views, num_tokens, hidden]``."""
         size = self._view_size
         pixels = torch.stack([torch.frombuffer(bytearray(v), dtype=torch.uint8) for v in views])
-        pixels = pixels.to(self._device).view(-1, size, size, 3).permute(0, 3, 1, 2)
+        pixels = upload(pixels, self._device).view(-1, size, size, 3).permute(0, 3, 1, 2)
         normalized = pixels * self._scale + self._shift  # [num_views, 3, size, size] float32
         outputs = self._model.get_image_features(normalized.to(self._dtype))
         features: Tensor = outputs.pooler_output

@@ -9,14 +9,16 @@ from gemma_serve.engine.constraint import TokenConstraint
 from gemma_serve.engine.detokenizer import Detokenizer
 from gemma_serve.engine.draft_costs import DraftCosts
 from gemma_serve.engine.drafter import Drafter
-from gemma_serve.engine.engine import Engine, EngineRequest, Vocabulary
+from gemma_serve.engine.engine import Engine, EngineRequest
 from gemma_serve.engine.model_runner import ModelRunner, SampledToken
 from gemma_serve.engine.prompt_lookup import LookupDrafter
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence, Scheduler
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
 from gemma_serve.engine.speculation import Speculation
+from gemma_serve.engine.vocabulary import Vocabulary
 from gemma_serve.generation import SamplingParams
+from tests.engine.whole_steps import WholeStepRunner
 
 EOS = 1
 LETTERS = tuple(bytes([i]) for i in range(256))
@@ -27,7 +29,7 @@ def spell(text: str) -> tuple[int, ...]:
     return tuple(text.encode())
 
 
-class ScriptedRunner:
+class ScriptedRunner(WholeStepRunner):
     """Gives each sequence the next letter of ``script``, or what ``script`` returns for it.
 
     ``before_step`` may raise what a device would.
@@ -185,6 +187,7 @@ def make_engine(
     stop_strings: tuple[str, ...] = (),
     enable_prefix_cache: bool = True,
     speculation: Speculation | None = None,
+    runs_ahead: bool = False,
 ) -> Engine:
     block_manager = block_manager or make_block_manager()
     return Engine(
@@ -202,6 +205,7 @@ def make_engine(
         max_model_len=max_model_len,
         enable_prefix_cache=enable_prefix_cache,
         speculation=speculation,
+        runs_ahead=runs_ahead,
     )
 
 

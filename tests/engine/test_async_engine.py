@@ -18,6 +18,7 @@ from gemma_serve.errors import (
 )
 from gemma_serve.generation import GenerationStream, SamplingParams
 from tests.engine.builders import ScriptedRunner, make_engine, spell
+from tests.engine.whole_steps import WholeStepRunner
 
 
 class GatedRunner(ScriptedRunner):
@@ -36,7 +37,7 @@ class GatedRunner(ScriptedRunner):
         return super().run(batch)
 
 
-class BrokenRunner:
+class BrokenRunner(WholeStepRunner):
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         raise RuntimeError(f"no device for {len(batch.scheduled)} sequences")
 

@@ -12,7 +12,7 @@ from gemma_serve.engine import constraint as constraint_module
 from gemma_serve.engine.constraint import MaskThreads
 from gemma_serve.engine.engine import Engine
 from gemma_serve.engine.model_runner import SampledToken
-from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch
 from gemma_serve.errors import InvalidRequestError
@@ -26,6 +26,7 @@ from tests.engine.builders import (
 )
 from tests.engine.test_engine import run
 from tests.engine.test_sampler import make_sampler
+from tests.engine.whole_steps import WholeStepRunner
 
 
 class OneOf:
@@ -78,7 +79,7 @@ class Slow(OneOf):
         return super().allowed_tokens()
 
 
-class RandomRunner:
+class RandomRunner(WholeStepRunner):
     """A model whose logits are noise, and the real sampler."""
 
     def __init__(self) -> None:

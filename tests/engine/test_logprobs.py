@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from gemma_serve.engine.sampler import Sampler
-from gemma_serve.engine.sampler_logprobs import TokenLogprobs
+from gemma_serve.engine.sampling.logprobs import TokenLogprobs
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.generation import (
     GenerationDelta,

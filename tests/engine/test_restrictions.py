@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gemma_serve.engine.restrictions import Restrictions
-from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.generation import SamplingParams
 

@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.generation import SamplingParams
 

@@ -1,6 +1,6 @@
 """Drafts change how many steps a text takes, and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 import pytest
@@ -276,24 +276,24 @@ def test_no_text_depends_on_drafts_and_no_block_is_lost(
             prefill_chunk_size=chunk_size,
             speculation=speculation,
         )
-        for key, (prompt, sampling, n) in enumerate(requests):
-            engine.add(
-                EngineRequest(key=key, prompt=PromptInputs(spell(prompt)), sampling=sampling, n=n)
-            )
-        aborted = {len(requests) + i: num_steps for i, num_steps in enumerate(aborts)}
-        for key in aborted:
-            engine.add(make_request(key, prompt="abc abc abc", max_tokens=40))
-        results.append(_run_and_abort(engine, aborted))
+        results.append(run_and_abort(engine, requests, aborts))
         assert blocks.num_free_blocks == num_blocks
     assert results[0] == results[1]
     assert draft_blocks.num_free_blocks == num_draft_blocks
     assert len(speculating._sources) == len(drafters)  # none has failed
 
 
-def _run_and_abort(
-    engine: Engine, aborted: Mapping[int, int]
+def run_and_abort(
+    engine: Engine, requests: Seq[tuple[str, SamplingParams, int]], aborts: Seq[int]
 ) -> dict[tuple[int, int], GenerationDelta]:
-    """The merged deltas of the requests that are not ``aborted``, each after so many steps."""
+    """The merged deltas of ``requests``, beside which others are aborted after so many steps."""
+    for key, (prompt, sampling, n) in enumerate(requests):
+        engine.add(
+            EngineRequest(key=key, prompt=PromptInputs(spell(prompt)), sampling=sampling, n=n)
+        )
+    aborted = {len(requests) + i: num_steps for i, num_steps in enumerate(aborts)}
+    for key in aborted:
+        engine.add(make_request(key, prompt="abc abc abc", max_tokens=40))
     merged: dict[tuple[int, int], GenerationDelta] = {}
     for num_steps in range(2000):
         for key, num_steps_before in aborted.items():

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gemma_serve.engine.block_manager import BlockManager
-from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs
 from gemma_serve.gemma.attention.base import AttentionFactory
 from gemma_serve.gemma.attention.block_tables import BlockTables
@@ -19,6 +19,7 @@ from gemma_serve.gemma.dummy import Gemma3Model
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.gemma.model_runner import GemmaModelRunner
+from gemma_serve.gemma.token_feed import TokenFeed
 from gemma_serve.generation import SamplingParams, VisionInput
 from tests.engine.builders import make_scheduler, make_sequence
 from tests.tiny import IMAGE_SIZE, IMAGE_TOKEN_ID, MAX_MODEL_LEN, tiny_tokenizer
@@ -84,6 +85,7 @@ def paged_logits(
         cache,
         sampler,
         _factory(attention, cache, prompts),
+        TokenFeed(max_rows=len(prompts), device=device),
     )
     scheduler = make_scheduler(blocks, prefill_chunk_size=chunk_size)
     logits: list[list[Tensor]] = [[] for _ in prompts]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gemma_serve.engine.block_manager import BlockManager
-from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
 from gemma_serve.engine.sequence import Sequence
 from gemma_serve.gemma.attention.device import DeviceBackend
@@ -18,6 +18,7 @@ from gemma_serve.gemma.decode_steps import Compute, DecodeSteps, recorded_sizes
 from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.model_runner import GemmaModelRunner
+from gemma_serve.gemma.token_feed import TokenFeed
 from tests.engine.builders import make_sequence
 from tests.gemma.dense_backend import DenseBackend
 from tests.gemma.harness import loaded, prompt
@@ -56,16 +57,17 @@ class Runners:
         sampler = Sampler(vocab_size=512, forbidden_token_ids=(), device=device)
         caches = [KVCache(layout, num_blocks=900, block_size=BLOCK_SIZE) for _ in range(2)]
         backend = make_backend(caches[1])
+        feed = TokenFeed(max_rows=MAX_NUM_TOKENS, device=device)
         self.steps = DecodeSteps(
             decoder,
-            text_model.embed_tokens,
+            lambda names: text_model.embed_tokens(feed.token_ids(names)),
             backend,
             max_num_tokens=MAX_NUM_TOKENS,
             record=record,
         )
-        self.eager = GemmaModelRunner(gemma, decoder, caches[0], sampler, ReferenceAttention)
+        self.eager = GemmaModelRunner(gemma, decoder, caches[0], sampler, ReferenceAttention, feed)
         self.replaying = GemmaModelRunner(
-            gemma, decoder, caches[1], sampler, backend.begin, decode_steps=self.steps
+            gemma, decoder, caches[1], sampler, backend.begin, feed, decode_steps=self.steps
         )
         self.replaying.record_decode_steps()
         self._num_sequences = 0
@@ -80,8 +82,12 @@ class Runners:
 
     def logits(self, *chunks: tuple[Sequence, int, int]) -> tuple[Tensor, Tensor]:
         """Of a step that computes these tokens, by both."""
-        batch = ScheduledBatch(tuple(ScheduledSequence(*chunk, samples=True) for chunk in chunks))
+        batch = batch_of(*chunks)
         return self.eager.logits(batch), self.replaying.logits(batch)
+
+
+def batch_of(*chunks: tuple[Sequence, int, int]) -> ScheduledBatch:
+    return ScheduledBatch(tuple(ScheduledSequence(*chunk, samples=True) for chunk in chunks))
 
 
 def assert_alike(logits: tuple[Tensor, Tensor]) -> None:
@@ -164,3 +170,26 @@ def test_padding_is_written_nowhere() -> None:
         assert_alike(runners.logits((sequence, 0, 10)))
     assert_alike(runners.logits(*((sequence, 10, 11) for sequence in sequences)))
     assert_alike(runners.logits((sequences[0], 11, 12)))
+
+
+def test_a_token_that_the_host_awaits_is_the_one_that_the_step_before_sampled() -> None:
+    runners = Runners()
+    first, second, third = (runners.sequence(length) for length in (13, 9, 20))
+    for sequence in (first, second, third):
+        assert runners.blocks.allocate(sequence.block_table, len(sequence.token_ids) + 1)
+    assert_alike(runners.logits((first, 0, 12), (second, 0, 8)))
+    assert_alike(runners.logits((third, 0, 15)))
+    step = runners.replaying.begin(batch_of((second, 8, 9), (first, 12, 13)))
+    runners.eager.begin(batch_of((second, 8, 9), (first, 12, 13)))
+    step.sample()
+    decoding = (first, 13, 14), (second, 9, 10)
+    batches = batch_of(*decoding), batch_of(*decoding, (third, 15, 20))
+    assert all(s.is_awaited for s in batches[0].scheduled)
+    awaited = [runner.logits(b) for b in batches for runner in (runners.eager, runners.replaying)]
+    for sequence, token in zip((second, first), step.tokens(), strict=True):
+        assert token.token_id is not None
+        sequence.token_ids.append(token.token_id)
+    assert not any(s.is_awaited for s in batches[0].scheduled)
+    known = [runner.logits(b) for b in batches for runner in (runners.eager, runners.replaying)]
+    for of_awaited, of_known in zip(awaited, known, strict=True):
+        assert_alike((of_awaited, of_known))

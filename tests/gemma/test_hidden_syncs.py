@@ -4,7 +4,7 @@ The model is on torch's ``meta`` device, which has no values. Whatever asks for 
 ``item`` or a boolean index, fails, and copies between it and the host are seen as on a GPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gemma_serve.engine.block_manager import BlockManager
-from gemma_serve.engine.sampler import Sampler
-from gemma_serve.engine.sampler_masks import MaskApplier
+from gemma_serve.engine.model_runner import run_step
+from gemma_serve.engine.sampling.masks import MaskApplier
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence
 from gemma_serve.gemma.attention.block_tables import BlockTables
@@ -28,6 +29,7 @@ from gemma_serve.gemma.decode_steps import DecodeSteps
 from gemma_serve.gemma.decoder import Decoder
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.model_runner import GemmaModelRunner
+from gemma_serve.gemma.token_feed import TokenFeed
 from gemma_serve.generation import SamplingParams
 from tests.engine.builders import make_sequence
 from tests.gemma.harness import loaded
@@ -93,9 +95,56 @@ class LaunchingBackend(DeviceBackend):
         return Launches(self.cache, self.tables, tokens)
 
 
+Chunks = Sequence[tuple[int, int]]
+"""``(start, end)`` of each sequence."""
+
+
+class Steps:
+    """Runs steps of given chunks, and tells what crossed to and fro."""
+
+    def __init__(self, runner: GemmaModelRunner, blocks: BlockManager) -> None:
+        self._runner = runner
+        self._blocks = blocks
+
+    def run(self, chunks: Chunks, samplings: Sequence[SamplingParams]) -> Crossings:
+        """One step."""
+        batch = self._batch(chunks, samplings)
+        crossings = Crossings()
+        with crossings:
+            sampled = run_step(self._runner, batch)
+        assert len(sampled) == len(chunks)
+        return crossings
+
+    def run_ahead(self, chunks: Chunks, samplings: Sequence[SamplingParams]) -> Crossings:
+        """A step, and before its tokens are looked at the one that computes them, in which other
+        prompts begin."""
+        batch = self._batch(chunks, samplings)
+        following = [ScheduledSequence(s.sequence, s.end, s.end + 1, True) for s in batch.scheduled]
+        assert all(scheduled.is_awaited for scheduled in following)
+        others = self._batch([(0, 7), (0, 9)], [GREEDY, GREEDY], first_arrival=len(chunks))
+        crossings = Crossings()
+        with crossings:
+            step = self._runner.begin(batch)
+            step.sample()
+            self._runner.begin(ScheduledBatch((*following, *others.scheduled)))
+        return crossings
+
+    def _batch(
+        self, chunks: Chunks, samplings: Sequence[SamplingParams], *, first_arrival: int = 0
+    ) -> ScheduledBatch:
+        scheduled = []
+        for arrival, ((start, end), sampling) in enumerate(
+            zip(chunks, samplings, strict=True), first_arrival
+        ):
+            sequence = make_sequence(self._blocks, num_prompt_tokens=end, arrival=arrival)
+            assert self._blocks.allocate(sequence.block_table, end + 1)
+            sequence.sampling_state = SamplingState(sampling, seed=0, prompt_token_ids=())
+            scheduled.append(ScheduledSequence(sequence, start, end, samples=True))
+        return ScheduledBatch(tuple(scheduled))
+
+
 @pytest.fixture
-def run() -> Callable[..., Crossings]:
-    """Runs a step of chunks, given as ``(start, end)``, and tells what crossed to and fro."""
+def steps() -> Steps:
     model = tiny_text_model().to(DEVICE)
     decoder = Decoder(model)
     layout = CacheLayout.of(model.config, [DEVICE] * 6, torch.float32)
@@ -104,29 +153,20 @@ def run() -> Callable[..., Crossings]:
     backend = LaunchingBackend(
         cache, BlockTables(cache, num_seats=8, max_model_len=MAX_LEN), TileSizes(short=1, long=8)
     )
-    steps = DecodeSteps(
-        decoder, model.model.embed_tokens, backend, max_num_tokens=8, record=lambda compute: compute
+    feed = TokenFeed(max_rows=8, device=DEVICE)
+    decode_steps = DecodeSteps(
+        decoder,
+        lambda names: model.model.embed_tokens(feed.token_ids(names)),
+        backend,
+        max_num_tokens=8,
+        record=lambda compute: compute,
     )
     sampler = Sampler(vocab_size=512, forbidden_token_ids=(3,), device=DEVICE)
     runner = GemmaModelRunner(
-        loaded(model), decoder, cache, sampler, backend.begin, decode_steps=steps
+        loaded(model), decoder, cache, sampler, backend.begin, feed, decode_steps=decode_steps
     )
     runner.record_decode_steps()
-
-    def run_step(*chunks: tuple[int, int], samplings: Sequence[SamplingParams]) -> Crossings:
-        scheduled = []
-        for arrival, ((start, end), sampling) in enumerate(zip(chunks, samplings, strict=True)):
-            sequence = make_sequence(blocks, num_prompt_tokens=end, arrival=arrival)
-            blocks.allocate(sequence.block_table, end)
-            sequence.sampling_state = SamplingState(sampling, seed=0, prompt_token_ids=())
-            scheduled.append(ScheduledSequence(sequence, start, end, samples=True))
-        crossings = Crossings()
-        with crossings:
-            sampled = runner.run(ScheduledBatch(tuple(scheduled)))
-        assert len(sampled) == len(chunks)
-        return crossings
-
-    return run_step
+    return Steps(runner, blocks)
 
 
 GREEDY = SamplingParams(temperature=0)
@@ -135,9 +175,9 @@ NUCLEUS = SamplingParams(temperature=1, top_p=0.9)
 
 
 def test_a_replayed_decode_step_sends_its_inputs_and_the_sampling_and_fetches_the_tokens(
-    run: Callable[..., Crossings],
+    steps: Steps,
 ) -> None:
-    crossings = run((9, 10), (20, 21), (15, 16), samplings=[USUAL] * 3)
+    crossings = steps.run([(9, 10), (20, 21), (15, 16)], [USUAL] * 3)
     assert crossings.num_to_host == 1
     assert crossings.num_to_device == 2
 
@@ -156,17 +196,16 @@ def test_a_replayed_decode_step_sends_its_inputs_and_the_sampling_and_fetches_th
     "chunks", [((9, 10), (20, 21), (15, 16)), ((9, 10), (0, 21), (3, 16))], ids=["decode", "mixed"]
 )
 def test_no_way_to_sample_waits_before_its_tokens(
-    run: Callable[..., Crossings],
+    steps: Steps,
     chunks: tuple[tuple[int, int], ...],
     samplings: list[SamplingParams],
 ) -> None:
-    assert run(*chunks, samplings=samplings).num_to_host == 1
+    assert steps.run(chunks, samplings).num_to_host == 1
+    assert steps.run_ahead(chunks, samplings).num_to_host == 1
 
 
-def test_logprobs_are_fetched_in_one_more_copy(run: Callable[..., Crossings]) -> None:
-    crossings = run(
-        (9, 10), (20, 21), (3, 16), samplings=[GREEDY, SamplingParams(logprobs=3), USUAL]
-    )
+def test_logprobs_are_fetched_in_one_more_copy(steps: Steps) -> None:
+    crossings = steps.run([(9, 10), (20, 21), (3, 16)], [GREEDY, SamplingParams(logprobs=3), USUAL])
     assert crossings.num_to_host == 2
 
 

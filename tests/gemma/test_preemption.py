@@ -7,7 +7,7 @@ import pytest
 
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, EngineRequest
-from gemma_serve.engine.model_runner import SampledToken
+from gemma_serve.engine.model_runner import StepUnderWay
 from gemma_serve.engine.scheduler import ScheduledBatch
 from gemma_serve.engine.sequence import PromptInputs
 from gemma_serve.gemma.dummy import Gemma3Model
@@ -51,12 +51,12 @@ class WatchedEngine:
         self._runner = self._engine._runner
         self._engine._runner = self
 
-    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
+    def begin(self, batch: ScheduledBatch) -> StepUnderWay:
         self.chunks += [
             Chunk(s.sequence.request_key, s.start, s.end, len(s.sequence.token_ids))
             for s in batch.scheduled
         ]
-        return self._runner.run(batch)
+        return self._runner.begin(batch)
 
     def complete(
         self, prompts: Seq[PromptInputs], sampling: SamplingParams

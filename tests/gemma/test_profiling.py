@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gemma_serve.engine.config import EngineConfig
-from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.model_runner import run_step
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from gemma_serve.gemma.decoder import Decoder
@@ -12,6 +13,7 @@ from gemma_serve.gemma.dummy import Gemma3Model
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.model_runner import GemmaModelRunner
 from gemma_serve.gemma.profiling import largest_steps, measure_gpus
+from gemma_serve.gemma.token_feed import TokenFeed
 from gemma_serve.generation import VisionInput
 from tests.gemma.harness import loaded
 from tests.tiny import IMAGE_SIZE, tiny_text_model, tiny_vision_model
@@ -35,7 +37,8 @@ def runner_over_one_block(model: Gemma3Model) -> GemmaModelRunner:
     layout = CacheLayout.of(text_model.config, [device] * len(text_model.layers), model.dtype)
     sampler = Sampler(vocab_size=model.lm_head.out_features, forbidden_token_ids=(), device=device)
     cache = KVCache(layout, num_blocks=1, block_size=CONFIG.block_size)
-    return GemmaModelRunner(loaded(model), Decoder(model), cache, sampler, SdpaAttention)
+    feed = TokenFeed(max_rows=16, device=device)
+    return GemmaModelRunner(loaded(model), Decoder(model), cache, sampler, SdpaAttention, feed)
 
 
 def test_all_sequences_decode_at_the_end_of_the_context_beside_the_last_chunk_of_a_prompt() -> None:
@@ -93,14 +96,14 @@ def test_one_sequence_alone_has_nobody_decode_beside_it() -> None:
 def test_the_largest_steps_run_over_a_cache_of_one_block(max_model_len: int) -> None:
     runner = runner_over_one_block(tiny_vision_model())
     for step in steps(max_model_len=max_model_len):
-        sampled = runner.run(step)
+        sampled = run_step(runner, step)
         assert len(sampled) == 4
         assert all(s.token_id is not None and 0 <= s.token_id < 520 for s in sampled)
 
 
 def test_the_largest_steps_of_a_text_model_run_too() -> None:
     (step,) = steps(vision=None)
-    assert len(runner_over_one_block(tiny_text_model()).run(step)) == 4
+    assert len(run_step(runner_over_one_block(tiny_text_model()), step)) == 4
 
 
 @pytest.mark.gpu

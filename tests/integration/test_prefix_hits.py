@@ -10,8 +10,8 @@ from torch import Tensor
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, EngineRequest
-from gemma_serve.engine.model_runner import ModelRunner, SampledToken
-from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.model_runner import ModelRunner, StepUnderWay
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.scheduler import ScheduledBatch
 from gemma_serve.engine.sequence import ImageSpan, PromptInputs, Sequence
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
@@ -22,6 +22,7 @@ from gemma_serve.gemma.engine_builder import build_engine
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
 from gemma_serve.gemma.loading import LoadedGemma, load_gemma
 from gemma_serve.gemma.model_runner import GemmaModelRunner
+from gemma_serve.gemma.token_feed import TokenFeed
 from gemma_serve.generation import SamplingParams
 from tests.engine.builders import make_scheduler, make_sharing_sequence
 from tests.gemma.harness import BLOCK_SIZE, loaded, paged_logits, prompt
@@ -45,7 +46,14 @@ class WarmCache:
         )
         self._blocks = BlockManager(num_blocks=2000, block_size=BLOCK_SIZE, windows=layout.windows)
         cache = KVCache(layout, num_blocks=2000, block_size=BLOCK_SIZE)
-        self._runner = GemmaModelRunner(gemma, Decoder(gemma.model), cache, sampler, SdpaAttention)
+        self._runner = GemmaModelRunner(
+            gemma,
+            Decoder(gemma.model),
+            cache,
+            sampler,
+            SdpaAttention,
+            TokenFeed(max_rows=1, device=device),
+        )
         self._scheduler = make_scheduler(self._blocks, prefill_chunk_size=chunk_size)
 
     def logits(self, inputs: PromptInputs) -> tuple[int, Tensor]:
@@ -183,11 +191,11 @@ class RestartRecorder:
         self._runner = runner
         self._ends: dict[Sequence, int] = {}
 
-    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
+    def begin(self, batch: ScheduledBatch) -> StepUnderWay:
         for scheduled in batch.scheduled:
             self.num_restarts += scheduled.start < self._ends.get(scheduled.sequence, 0)
             self._ends[scheduled.sequence] = scheduled.end
-        return self._runner.run(batch)
+        return self._runner.begin(batch)
 
 
 def tiny_engine(

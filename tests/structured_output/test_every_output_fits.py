@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gemma_serve.engine.sampler import Sampler
+from gemma_serve.engine.sampling.sampler import Sampler
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.generation import OutputConstraint, SamplingParams
 from tests.structured_output.vocabularies import (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gemma_serve.engine.transfers import upload
 from gemma_serve.gemma.attention.base import StepAttention
 from gemma_serve.gemma.attention.block_tables import BlockTables
 from gemma_serve.gemma.attention.step import Chunk
@@ -62,16 +63,14 @@ class StepTokens:
         )
 
 
-def upload(columns: Sequence["array[int]"], device: torch.device) -> tuple[Tensor, ...]:
+def upload_columns(columns: Sequence["array[int]"], device: torch.device) -> tuple[Tensor, ...]:
     """Copy numbers to ``device`` all at once and without waiting: int64, one tensor per column."""
     joined = array("q")
     for column in columns:
         joined.extend(column)
     # frombuffer refuses empty buffers.
     host = torch.frombuffer(joined, dtype=torch.int64) if joined else torch.empty(0).long()
-    if device.type == "cuda":
-        host = host.pin_memory()  # from other memory the copy would wait
-    return torch.split(host.to(device, non_blocking=True), [len(column) for column in columns])
+    return torch.split(upload(host, device), [len(column) for column in columns])
 
 
 class DeviceAttention(StepAttention):
@@ -133,7 +132,7 @@ class DeviceBackend(ABC):
             *token_columns(chunks, changes.seats),
             *_tiles(chunks, self._tile_sizes),
         )
-        places, blocks, positions, key_ends, seats, short_tiles, long_tiles = upload(
+        places, blocks, positions, key_ends, seats, short_tiles, long_tiles = upload_columns(
             columns, cache.layout.plane_devices[0]
         )
         self.tables.apply(changes, places, blocks)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gemma_serve.gemma.attention.block_tables import BlockTables
-from gemma_serve.gemma.attention.device import token_columns, upload
+from gemma_serve.gemma.attention.device import token_columns, upload_columns
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.kv_cache import CacheLayout, KVCache
@@ -45,7 +45,7 @@ class NativeAttention(SdpaAttention):
             if _is_short(chunk):
                 rows.extend(range(chunk.row, chunk.row + chunk.end - chunk.start))
         columns = (changes.places, changes.blocks, rows, *token_columns(chunks, changes.seats))
-        places, blocks, self._short_rows, *self._tokens = upload(columns, self._device)
+        places, blocks, self._short_rows, *self._tokens = upload_columns(columns, self._device)
         tables.apply(changes, places, blocks)
         self._pages: dict[int, Pages] = {}
 

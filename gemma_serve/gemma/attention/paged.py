@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gemma_serve.engine.transfers import upload
 from gemma_serve.gemma.attention.base import StepAttention
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.kv_cache import KVCache
@@ -43,7 +44,7 @@ class PagedAttention(StepAttention):
         if device not in self._slots:
             groups = range(len(self._cache.layout.windows))
             slots = torch.tensor([self._new_slots(g) for g in groups], dtype=torch.int64)
-            self._slots[device] = slots.to(device, non_blocking=True).unbind()
+            self._slots[device] = upload(slots, device).unbind()
         return self._slots[device][group]
 
     def _new_slots(self, group: int) -> list[int]:

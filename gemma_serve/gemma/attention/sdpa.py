@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
+from gemma_serve.engine.transfers import upload
 from gemma_serve.gemma.attention.paged import PagedAttention, sequence_slots
 from gemma_serve.gemma.attention.step import Chunk, Segment
 from gemma_serve.gemma.kv_cache import KVCache
@@ -201,7 +202,7 @@ class SdpaAttention(PagedAttention):
         ranks = torch.arange(max(num_keys))
         entries = torch.minimum(ranks, lengths - 1) + offsets  # [batch, max_keys]
         blocks = tables.gather(2, (entries // block_size).expand(len(groups), -1, -1))
-        slots = (blocks * block_size + entries % block_size).to(query.device, non_blocking=True)
+        slots = upload(blocks * block_size + entries % block_size, query.device)
         bias = None
         if min(num_keys) < max(num_keys):
             bias = _bias(ranks >= lengths, query)[:, None, None]
@@ -215,7 +216,7 @@ class SdpaAttention(PagedAttention):
         )
         bias = self._segment_bias(segment, window, query)
         is_causal = segment.causal and bias is None
-        return _Prefill(segment.rows, slots.to(query.device, non_blocking=True), bias, is_causal)
+        return _Prefill(segment.rows, upload(slots, query.device), bias, is_causal)
 
     def _segment_bias(self, segment: Segment, window: int | None, query: Tensor) -> Tensor | None:
         key = (segment, window, query.device)
@@ -239,7 +240,7 @@ def _rows(batch: Sequence[Chunk], device: torch.device) -> Tensor | slice:
     rows = [chunk.row for chunk in batch]
     if rows == list(range(rows[0], rows[0] + len(rows))):
         return slice(rows[0], rows[0] + len(rows))  # a view instead of a copy in every layer
-    return torch.tensor(rows).to(device, non_blocking=True)
+    return upload(torch.tensor(rows), device)
 
 
 def _hidden_keys(segment: Segment, window: int | None) -> Tensor | None:
@@ -262,4 +263,4 @@ def _bias(hidden: Tensor, query: Tensor) -> Tensor:
     with booleans.
     """
     bias = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, float("-inf"))
-    return bias.to(query.device, non_blocking=True)
+    return upload(bias, query.device)

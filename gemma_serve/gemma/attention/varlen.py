@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gemma_serve.gemma.attention.block_tables import BlockTables
-from gemma_serve.gemma.attention.device import upload
+from gemma_serve.gemma.attention.device import upload_columns
 from gemma_serve.gemma.attention.paged import PagedAttention
 from gemma_serve.gemma.attention.step import Chunk, Segment
 from gemma_serve.gemma.kv_cache import KVCache
@@ -96,7 +96,9 @@ class VarlenAttention(PagedAttention):
         self._varlen_attn = varlen_attn
         self._tables = tables
         changes = tables.changes(chunks)
-        places, blocks = upload((changes.places, changes.blocks), cache.layout.plane_devices[0])
+        places, blocks = upload_columns(
+            (changes.places, changes.blocks), cache.layout.plane_devices[0]
+        )
         tables.apply(changes, places, blocks)
         self._kinds = _kinds(chunks, changes.seats)
         self._on_device: dict[tuple[_Kind, torch.device], _OnDevice] = {}
@@ -136,7 +138,7 @@ class VarlenAttention(PagedAttention):
     def _numbers(self, kind: _Kind, device: torch.device) -> _OnDevice:
         key = (kind, device)
         if key not in self._on_device:
-            rows, query_starts, ends, seats = upload(kind.columns(), device)
+            rows, query_starts, ends, seats = upload_columns(kind.columns(), device)
             self._on_device[key] = _OnDevice(rows, query_starts.int(), ends.int(), seats)
         return self._on_device[key]
 

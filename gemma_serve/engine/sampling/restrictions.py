@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gemma_serve.engine.sampling_state import SamplingState
+from gemma_serve.engine.transfers import upload
 
 
 def restrict(logits: Tensor, states: Sequence[SamplingState]) -> None:
@@ -25,13 +26,13 @@ def restrict(logits: Tensor, states: Sequence[SamplingState]) -> None:
         rows += [row] * len(banned)
         token_ids += banned
     if rows:
-        places = torch.tensor([rows, token_ids]).to(logits.device, non_blocking=True)
+        places = upload(torch.tensor([rows, token_ids]), logits.device)
         logits[places[0], places[1]] = -math.inf
 
 
 def _keep_only(logits: Tensor, token_ids: Sequence[int]) -> None:
     """``logits``: ``[vocab_size]``, modified."""
-    allowed = torch.tensor(token_ids).to(logits.device, non_blocking=True)
+    allowed = upload(torch.tensor(token_ids), logits.device)
     kept = logits[allowed]
     logits.fill_(-math.inf)
     logits[allowed] = kept

@@ -7,8 +7,9 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
-from gemma_serve.engine.sampler_rows import most_probable, rows_per_pass
+from gemma_serve.engine.sampling.rows import most_probable, rows_per_pass
 from gemma_serve.engine.sampling_state import SamplingState
+from gemma_serve.engine.transfers import Download, upload
 
 LOGPROB_OF_NEVER: Final = -9999.0
 """Stands for minus infinity, which JSON cannot say; the value is OpenAI's."""
@@ -49,22 +50,34 @@ class RowLogprobs:
         top_logits, top_ids = (torch.cat(parts) for parts in zip(*passes, strict=True))
         return cls(counts, _log_totals(asked, top_logits[:, :1]), top_logits, top_ids)
 
-    def report(self, logits: Tensor, token_ids: Sequence[int]) -> dict[int, TokenLogprobs]:
-        """What to tell of each row that asked.
+    def report(self, logits: Tensor, token_ids: Tensor) -> "PendingReports":
+        """What to tell of each row that asked, without waiting for the device.
 
-        ``token_ids``: the sampled token by row, whose logit in ``logits`` must be the model's own
-        still: what was ruled out since cannot have been sampled.
+        ``token_ids``: of the sampled tokens, ``[num_rows]`` int64 on the device. Their logits in
+        ``logits`` must be the model's own still: what was ruled out since cannot have been sampled.
         """
         rows = list(self.counts)
-        chosen_ids = torch.tensor([[token_ids[row]] for row in rows])
-        chosen_ids = chosen_ids.to(logits.device, non_blocking=True)
+        chosen_ids = _rows(token_ids.unsqueeze(1), rows)
         chosen = _rows(logits, rows).gather(1, chosen_ids)  # [num_rows, 1]
         logprobs = torch.cat((chosen, self.top_logits), dim=1).double() - self.log_totals
         logprobs = logprobs.nan_to_num(nan=LOGPROB_OF_NEVER, neginf=LOGPROB_OF_NEVER)
         logprobs = logprobs.clamp(min=LOGPROB_OF_NEVER, max=0.0)
         reported_ids = torch.cat((chosen_ids, self.top_ids), dim=1)
         # One copy to the host for both; float64 holds every id.
-        ids, values = torch.stack((reported_ids.double(), logprobs)).tolist()
+        return PendingReports(self.counts, Download(torch.stack((reported_ids.double(), logprobs))))
+
+
+@dataclass(frozen=True, slots=True)
+class PendingReports:
+    """What to tell of each row, on its way to the host."""
+
+    counts: Mapping[int, int]
+    """As in ``RowLogprobs``."""
+    ids_and_logprobs: Download
+
+    def result(self) -> dict[int, TokenLogprobs]:
+        """By row, after waiting."""
+        ids, values = self.ids_and_logprobs.wait()
         return {
             row: tuple(zip(map(int, ids_of_row[: 1 + count]), of_row[: 1 + count], strict=True))
             for (row, count), ids_of_row, of_row in zip(
@@ -73,17 +86,18 @@ class RowLogprobs:
         }
 
 
-def _rows(logits: Tensor, rows: list[int]) -> Tensor:
-    if len(rows) == len(logits):
-        return logits
+def _rows(tensor: Tensor, rows: list[int]) -> Tensor:
+    if len(rows) == len(tensor):
+        return tensor
     # A list as index would be copied to the device with waiting.
-    return logits.index_select(0, torch.tensor(rows).to(logits.device, non_blocking=True))
+    return tensor.index_select(0, upload(torch.tensor(rows), tensor.device))
 
 
 def _log_totals(logits: Tensor, maximum: Tensor) -> Tensor:
     """``maximum``: of each row, ``[num_rows, 1]``."""
     # One row's worth of floats stays in a CPU's cache: 0.3 ms for 262,144 tokens instead of 1.6.
-    num_rows = 1 if logits.device.type == "cpu" else len(logits)
+    on_cpu = logits.device.type == "cpu"
+    num_rows = 1 if on_cpu else rows_per_pass(len(logits), logits.device)
     exponents = torch.empty(num_rows, logits.shape[1], device=logits.device)
     totals = []
     for rows, of_rows in zip(

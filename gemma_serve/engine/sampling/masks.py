@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gemma_serve.engine.sampler_rows import rows_per_pass
+from gemma_serve.engine.sampling.rows import rows_per_pass
+from gemma_serve.engine.transfers import upload
 
 
 class MaskApplier:
@@ -45,11 +46,11 @@ class MaskApplier:
             mask[:num_bytes].ljust(num_bytes, b"\0") for mask in masks.values()
         )
         packed = torch.frombuffer(joined, dtype=torch.uint8).view(len(masks), num_bytes)
-        return packed.to(self._device, non_blocking=True)
+        return upload(packed, self._device)
 
 
 def _index(rows: list[int], device: torch.device) -> slice | Tensor:
     """A slice where there are no gaps: it makes views instead of copies."""
     if rows[-1] - rows[0] == len(rows) - 1:
         return slice(rows[0], rows[-1] + 1)
-    return torch.tensor(rows).to(device, non_blocking=True)  # a list would be copied with waiting
+    return upload(torch.tensor(rows), device)  # a list would be copied with waiting

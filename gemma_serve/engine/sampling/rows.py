@@ -12,10 +12,20 @@ _NUM_SLICES: Final = 64
 _MAX_ROWS_ON_CPU: Final = 8
 """Rows per pass on a CPU, whose caches hold a few rows of a large vocabulary and not 32."""
 
+_MAX_ROWS: Final = 64
+"""On a GPU: 64 rows of 262,144 numbers of 32 bits are 64 MiB, and enough work for it."""
 
-def rows_per_pass(num_rows: int, device: torch.device) -> int:
-    """How many rows the same operations had better take at once."""
-    return min(num_rows, _MAX_ROWS_ON_CPU) if device.type == "cpu" else num_rows
+_MAX_SORTED_ROWS: Final = 16
+"""Sorting takes some 50 bytes per number."""
+
+
+def rows_per_pass(num_rows: int, device: torch.device, *, sorts: bool = False) -> int:
+    """How many rows the same operations had better take at once.
+
+    What a pass takes of a GPU's memory is not there for keys and values.
+    """
+    most = _MAX_ROWS_ON_CPU if device.type == "cpu" else _MAX_SORTED_ROWS if sorts else _MAX_ROWS
+    return min(num_rows, most)
 
 
 def in_slices(logits: Tensor) -> Tensor:
