@@ -117,6 +117,12 @@ class AppSettings(BaseModel):
     prefill_chunk_size: PositiveInt = _ENGINE.prefill_chunk_size
     """Prompt tokens computed per step. Small keeps running answers smooth while a long prompt comes
     in, large finishes the prompt sooner."""
+    max_prefill_slowdown: Annotated[float, Field(gt=1)] | None = None
+    """While answers are written, a step that also computes prompts may take so many times as long
+    as one that does not, and gets fewer prompt tokens where it would take longer; more where more
+    prompts wait than answers are written. By default 1.75 on a GPU and no limit (``.inf``) on a
+    CPU, where smooth answers cost throughput: with 32 users 2.0 took the 95th percentile between
+    tokens from 0.4 to 0.15 s, and 8 % of the tokens per second."""
     block_size: PositiveInt = _ENGINE.block_size
     """Tokens per block of the KV cache. 16 wastes at most 15 tokens of memory per sequence."""
     kv_cache_memory: Size | None = None
@@ -266,6 +272,7 @@ class AppSettings(BaseModel):
             max_num_seqs=self.max_num_seqs,
             max_queued_requests=self.max_queued_requests,
             prefill_chunk_size=self.prefill_chunk_size,
+            max_prefill_slowdown=self.max_prefill_slowdown,
             block_size=self.block_size,
             kv_cache_memory_bytes=None
             if self.kv_cache_memory is None

@@ -20,6 +20,8 @@ _STREAM_TARGETS: Final = {"27b": 0.85, "12b": 0.85, "4b": 0.75}
 _PREFILL_TARGET: Final = 0.5
 _GAP_TARGET: Final = 2.0
 _MIN_ARRIVALS: Final = 2
+_SLOWEST_PREFILL: Final = 128
+"""Prompt tokens per step beside streams that decode already, at least."""
 
 
 class ServingMeasurements:
@@ -75,7 +77,8 @@ class ServingMeasurements:
                 yield self._decode(num_streams)
 
     def _longest_stream(self, num_streams: int) -> int:
-        waiting = -(-num_streams * self._scale.prompt_tokens // self._config.prefill_chunk_size)
+        tokens_per_step = min(self._config.prefill_chunk_size, _SLOWEST_PREFILL)
+        waiting = -(-num_streams * self._scale.prompt_tokens // tokens_per_step)
         return self._scale.prompt_tokens + self._scale.decode_steps + waiting + 16
 
     def _decode(self, num_streams: int) -> Finding:

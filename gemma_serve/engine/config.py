@@ -22,6 +22,9 @@ class EngineConfig:
     """Sequences that wait for one of those places before new requests are refused."""
     prefill_chunk_size: int = 512
     """Prompt tokens computed per step, over all sequences. An image is never cut."""
+    max_prefill_slowdown: float | None = None
+    """While sequences decode, a step with prompts may take so many times as long as one without;
+    ``None``: what suits the device."""
     block_size: int = 16
     """Tokens per block of the KV cache."""
     kv_cache_memory_bytes: int | None = None
@@ -76,6 +79,10 @@ class EngineConfig:
             raise ConfigurationError(
                 f"num_speculative_tokens is {self.num_speculative_tokens}, which must be less than "
                 f"prefill_chunk_size, {self.prefill_chunk_size}"
+            )
+        if self.max_prefill_slowdown is not None and self.max_prefill_slowdown <= 1:
+            raise ConfigurationError(
+                f"max_prefill_slowdown must be greater than 1, got {self.max_prefill_slowdown}"
             )
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigurationError(

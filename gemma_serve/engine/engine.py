@@ -27,7 +27,6 @@ from gemma_serve.engine.prompt_scores import PromptScores
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.scheduler import ScheduledBatch, ScheduledSequence, Scheduler
 from gemma_serve.engine.sequence import PromptInputs, Sequence
-from gemma_serve.engine.speculation import Speculation
 from gemma_serve.engine.stats import EngineStats
 from gemma_serve.engine.vocabulary import Vocabulary
 from gemma_serve.errors import GemmaServeError, GenerationError, InvalidRequestError
@@ -100,21 +99,20 @@ class Engine:
         vocabulary: Vocabulary,
         max_model_len: int,
         enable_prefix_cache: bool = True,
-        speculation: Speculation | None = None,
         runs_ahead: bool = False,
     ) -> None:
-        """``speculation``: the scheduler's; it needs the tokens, so there is no running ahead."""
-        assert not (runs_ahead and speculation)
+        """``runs_ahead``: not if the scheduler speculates, for which it needs the tokens."""
         self._runner = runner
         self._scheduler = scheduler
         self._block_manager = block_manager
         self._vocabulary = vocabulary
         self._max_model_len = max_model_len
         self._enable_prefix_cache = enable_prefix_cache
-        self._speculation = speculation
         self._runs_ahead = runs_ahead
         self._last_step: _Step | None = None
         """Whose tokens have not been taken in."""
+        self._waited_at: float | None = None
+        """When the device was done with the last step, if that was waited for."""
         self._num_drafted_tokens = 0
         self._num_accepted_tokens = 0
         self._unfinished: dict[int, list[Sequence]] = {}
@@ -200,18 +198,21 @@ class Engine:
             return
         with self._surviving(outputs, step.batch, *([following.batch] if following else [])):
             sampled_tokens = step.under_way.tokens()
-            self._observe(step)
+            self._observe_duration(step)
             outputs += self._take_in(step, sampled_tokens, following)
             self._num_failed_steps_in_a_row = 0
 
-    def _observe(self, step: _Step) -> None:
-        """Let the speculation know how long the step took."""
-        if self._speculation is not None and all(s.decodes for s in step.batch.scheduled):
-            self._speculation.observe(
-                num_decoding=len(step.batch.scheduled),
-                num_drafts=step.batch.num_drafts,
-                duration_s=perf_counter() - step.began_at,
-            )
+    def _observe_duration(self, step: _Step) -> None:
+        """Let the scheduler know how long the device took for a step that has just been done.
+
+        A step that samples nothing is not waited for, so nobody knows when the next began.
+        """
+        waited_at, self._waited_at = self._waited_at, None
+        if step.batch.sampling:
+            self._waited_at = perf_counter()
+            if waited_at is not None:
+                began_at = max(step.began_at, waited_at)
+                self._scheduler.observe(step.batch, self._waited_at - began_at)
 
     @contextmanager
     def _surviving(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from gemma_serve.engine.block_manager import BlockManager
+from gemma_serve.engine.prefill_budget import PrefillBudget
 from gemma_serve.engine.prefix_cache import CachedPrefix
 from gemma_serve.engine.sampling_state import SamplingState
 from gemma_serve.engine.sequence import ImageSpan, Sequence, turn_of
@@ -103,12 +104,15 @@ class Scheduler:
         block_manager: BlockManager,
         max_num_seqs: int,
         prefill_chunk_size: int,
+        prefill_budget: PrefillBudget | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        """``speculation``: where drafts come from, if there are to be any."""
+        """``prefill_chunk_size``: prompt tokens in a step, at most. ``prefill_budget``: says when
+        they must be fewer. ``speculation``: where drafts come from, if there are to be any."""
         self._block_manager = block_manager
         self._max_num_seqs = max_num_seqs
         self._prefill_chunk_size = prefill_chunk_size
+        self._prefill_budget = prefill_budget
         self._speculation = speculation
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # by turn
@@ -143,8 +147,9 @@ class Scheduler:
         """
         scheduled: dict[int, ScheduledSequence] = {}  # by arrival
         self._schedule_decodes(scheduled)
-        num_prefill_tokens = self._schedule_prefills(scheduled)
-        self._admit(scheduled, token_budget=self._prefill_chunk_size - num_prefill_tokens)
+        token_budget = self._token_budget(num_decoding=len(scheduled))
+        token_budget -= self._schedule_prefills(scheduled, token_budget)
+        self._admit(scheduled, token_budget)
         if self._speculation is not None:
             self._add_drafts(self._speculation, scheduled)
         for entry in scheduled.values():
@@ -169,6 +174,21 @@ class Scheduler:
                 sequence.block_table, sequence.token_ids, num_computed
             )
 
+    def observe(self, batch: ScheduledBatch, duration_s: float) -> None:
+        """Learn from how long the step took."""
+        num_decoding = sum(s.decodes for s in batch.scheduled)
+        num_prompt_tokens = sum(s.end - s.start for s in batch.scheduled if not s.decodes)
+        if self._speculation is not None and num_prompt_tokens == 0:
+            self._speculation.observe(
+                num_decoding=num_decoding, num_drafts=batch.num_drafts, duration_s=duration_s
+            )
+        if self._prefill_budget is not None and batch.num_drafts == 0:
+            self._prefill_budget.observe(
+                num_decoding=num_decoding,
+                num_prompt_tokens=num_prompt_tokens,
+                duration_s=duration_s,
+            )
+
     def take_back(self, scheduled: Iterable[ScheduledSequence]) -> None:
         """Let them be computed again, as if they had not been scheduled: the latest step first."""
         for entry in scheduled:
@@ -182,18 +202,28 @@ class Scheduler:
             if sequence.num_uncomputed_tokens == 1 and not sequence.awaits_its_end:
                 self._schedule_chunk(sequence, sequence.num_tokens, scheduled)
 
-    def _schedule_prefills(self, scheduled: dict[int, ScheduledSequence]) -> int:
+    def _token_budget(self, *, num_decoding: int) -> int:
+        """Prompt tokens that the step may have."""
+        if self._prefill_budget is None:
+            return self._prefill_chunk_size
+        num_places = self._max_num_seqs - len(self._running)
+        num_begun = len(self._running) - num_decoding
+        return self._prefill_budget.tokens(
+            num_decoding=num_decoding, num_waiting=num_begun + min(num_places, len(self._waiting))
+        )
+
+    def _schedule_prefills(self, scheduled: dict[int, ScheduledSequence], token_budget: int) -> int:
         """Go on with prompts under way. Returns the number of tokens scheduled."""
-        token_budget = self._prefill_chunk_size
+        num_tokens = 0
         for sequence in tuple(self._running):
             if sequence.num_uncomputed_tokens > 1:
-                end = sequence.chunk_end(token_budget)
-                token_budget -= self._schedule_chunk(sequence, end, scheduled)
-        return self._prefill_chunk_size - token_budget
+                end = sequence.chunk_end(token_budget - num_tokens)
+                num_tokens += self._schedule_chunk(sequence, end, scheduled)
+        return num_tokens
 
-    def _admit(self, scheduled: dict[int, ScheduledSequence], *, token_budget: int) -> None:
+    def _admit(self, scheduled: dict[int, ScheduledSequence], token_budget: int) -> None:
         """Start waiting sequences in turn, while there are places, tokens and blocks."""
-        if not self._waiting or token_budget == 0:
+        if not self._waiting or token_budget <= 0:
             return
         num_reserved = sum(map(self._num_blocks_to_come, self._running))
         expectant: list[Sequence] = []

@@ -1,11 +1,14 @@
 """Puts cache, scheduler, sampler and runner of one loaded model together."""
 
+import math
 from dataclasses import replace
+from typing import Final
 
 from gemma_serve.engine.block_manager import BlockManager
 from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.drafter import Drafter
 from gemma_serve.engine.engine import Engine
+from gemma_serve.engine.prefill_budget import PrefillBudget
 from gemma_serve.engine.prompt_lookup import LookupDrafter
 from gemma_serve.engine.scheduler import Scheduler
 from gemma_serve.engine.speculation import Speculation
@@ -22,6 +25,10 @@ from gemma_serve.gemma.draft_model import DraftModel
 from gemma_serve.gemma.loading import LoadedGemma
 from gemma_serve.gemma.runner_factory import RunnerFactory
 from gemma_serve.gemma.token_bytes import control_token_names, token_bytes
+
+_GPU_PREFILL_SLOWDOWN: Final = 1.75
+"""So that the longest gaps between tokens stay below twice the usual one. On a CPU a prompt token
+takes as long in any step, so that a limit would only make prompts wait."""
 
 
 def build_engine(
@@ -64,14 +71,14 @@ def build_engine(
     block_manager = BlockManager(
         num_blocks=num_blocks, block_size=config.block_size, windows=layout.windows
     )
-    speculation = _speculation(drafters, config, vocab_size)
     return Engine(
         runner=runner,
         scheduler=Scheduler(
             block_manager=block_manager,
             max_num_seqs=config.max_num_seqs,
             prefill_chunk_size=config.prefill_chunk_size,
-            speculation=speculation,
+            prefill_budget=_prefill_budget(gemma, config),
+            speculation=_speculation(drafters, config, vocab_size),
         ),
         block_manager=block_manager,
         vocabulary=Vocabulary(
@@ -82,7 +89,6 @@ def build_engine(
         ),
         max_model_len=longest,
         enable_prefix_cache=config.enable_prefix_cache,
-        speculation=speculation,
         runs_ahead=_runs_ahead(gemma, config),
     )
 
@@ -99,11 +105,26 @@ def max_model_len(gemma: LoadedGemma, config: EngineConfig) -> int:
     return config.max_model_len
 
 
+def _prefill_budget(gemma: LoadedGemma, config: EngineConfig) -> PrefillBudget:
+    """An image is computed in one step, so there is always room for one."""
+    max_slowdown = config.max_prefill_slowdown
+    if max_slowdown is None:
+        max_slowdown = _GPU_PREFILL_SLOWDOWN if _is_on_gpu(gemma) else math.inf
+    return PrefillBudget(
+        chunk_size=config.prefill_chunk_size,
+        max_slowdown=max_slowdown,
+        min_tokens=gemma.vision.tokens_per_view if gemma.vision else 0,
+    )
+
+
 def _runs_ahead(gemma: LoadedGemma, config: EngineConfig) -> bool:
     """Whether steps begin before the tokens of the last one are known: on a GPU, which computes
     while the host goes on, and unless guesses are made from those tokens."""
-    on_gpu = gemma.model.lm_head.weight.device.type == "cuda"
-    return on_gpu and not config.speculates and not config.enforce_eager
+    return _is_on_gpu(gemma) and not config.speculates and not config.enforce_eager
+
+
+def _is_on_gpu(gemma: LoadedGemma) -> bool:
+    return bool(gemma.model.lm_head.weight.device.type == "cuda")
 
 
 def _speculation(

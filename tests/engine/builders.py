@@ -204,7 +204,6 @@ def make_engine(
         ),
         max_model_len=max_model_len,
         enable_prefix_cache=enable_prefix_cache,
-        speculation=speculation,
         runs_ahead=runs_ahead,
     )
 

@@ -33,8 +33,8 @@ def speculating_engine(model: Gemma3Model) -> Engine:
 
 
 def let_drafts_be_free(engine: Engine) -> None:
-    assert engine._speculation is not None
-    for source in engine._speculation._sources:
+    assert engine._scheduler._speculation is not None
+    for source in engine._scheduler._speculation._sources:
         source.costs = FreeDrafts()
 
 
