@@ -2,105 +2,38 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
-from transformers import Gemma3Processor, PreTrainedTokenizerBase
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers import PreTrainedTokenizerBase
 
-from gemma_serve.engine.sequence import ImageSpan, PromptInputs
 from gemma_serve.errors import ContextLengthError, InvalidRequestError
 from gemma_serve.gemma.prompt import PromptBuilder
 from gemma_serve.gemma.synthetic_tokenizer import synthetic_tokenizer
-from gemma_serve.generation import ChatPrompt, VisionInput
-from gemma_serve.messages import ChatMessage, ImagePart, Role, TextPart, ToolDefinition, ToolOffer
+from gemma_serve.messages import ChatMessage, ToolDefinition, ToolOffer
 from gemma_serve.tool_calling.prompt import tool_prompt
-
-BOS, START_OF_TURN, END_OF_TURN, SOFT = 2, 105, 106, 512
-VISION = VisionInput(view_size=28, tokens_per_view=4)
-IMAGE = ImagePart((b"whole",))
-OTHER_IMAGE = ImagePart((b"other",))
-CROPPED_IMAGE = ImagePart((b"original", b"left", b"right"))
-
-# As strict as the official one: a folded system text, turns that alternate, trimmed parts.
-STRICT_TEMPLATE = """
-{%- macro show(content) -%}
-  {%- if content is string -%}{{ content | trim }}
-  {%- elif content is iterable -%}
-    {%- for part in content -%}
-      {%- if part.type == 'image' -%}<start_of_image>{%- else -%}{{ part.text | trim }}{%- endif -%}
-    {%- endfor -%}
-  {%- else -%}{{ raise_exception('Invalid content type') }}
-  {%- endif -%}
-{%- endmacro -%}
-{{- bos_token -}}
-{%- set turns = messages -%}
-{%- set opening = '' -%}
-{%- if messages[0].role == 'system' -%}
-  {%- set first = messages[0].content -%}
-  {%- set opening = (first if first is string else first[0].text) + '\n\n' -%}
-  {%- set turns = messages[1:] -%}
-{%- endif -%}
-{%- for turn in turns -%}
-  {%- if turn.role != ('assistant' if loop.index0 % 2 else 'user') -%}
-    {{- raise_exception('Conversation roles must alternate user/assistant') -}}
-  {%- endif -%}
-  {{- '<start_of_turn>' + ('model' if turn.role == 'assistant' else 'user') + '\n' -}}
-  {{- (opening if loop.first else '') + show(turn.content) + '<end_of_turn>\n' -}}
-{%- endfor -%}
-{{- '<start_of_turn>model\n' if add_generation_prompt else '' -}}
-"""
+from tests.gemma.prompt_building import (
+    BOS,
+    END_OF_TURN,
+    IMAGE,
+    SOFT,
+    START_OF_TURN,
+    build,
+    make_builder,
+    message,
+    strict_tokenizer,
+    user,
+)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    tokenizer = synthetic_tokenizer(
-        vocab_size=512, boi_token_id=509, eoi_token_id=510, image_token_id=SOFT
-    )
-    tokenizer.chat_template = STRICT_TEMPLATE
-    return tokenizer
+    return strict_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def builder(tokenizer: PreTrainedTokenizerBase) -> PromptBuilder:
     return make_builder(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def processor(tokenizer: PreTrainedTokenizerBase) -> Any:  # transformers is untyped here
-    image_processor = Gemma3ImageProcessorPil(size={"height": 28, "width": 28})
-    return Gemma3Processor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        chat_template=STRICT_TEMPLATE,
-        image_seq_length=VISION.tokens_per_view,
-    )
-
-
-def make_builder(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    vision: VisionInput | None = VISION,
-    max_model_len: int = 100_000,
-) -> PromptBuilder:
-    return PromptBuilder(tokenizer, vision=vision, image_token_id=SOFT, max_model_len=max_model_len)
-
-
-def build(
-    builder: PromptBuilder, messages: Sequence[ChatMessage], tools: ToolOffer | None = None
-) -> PromptInputs:
-    return builder.build(ChatPrompt(tuple(messages), continue_final_message=True, tools=tools))
-
-
-def message(role: str, *contents: str | ImagePart) -> ChatMessage:
-    parts = tuple(TextPart(c) if isinstance(c, str) else c for c in contents)
-    return ChatMessage(Role(role), parts)
-
-
-def user(*contents: str | ImagePart) -> ChatMessage:
-    return message("user", *contents)
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -267,88 +200,6 @@ def test_lone_surrogate_is_refused(builder: PromptBuilder) -> None:
         build(builder, [user("\ud800")])
 
 
-def processed(processor: Any, contents: Sequence[str | ImagePart], **kwargs: Any) -> Any:
-    """What transformers makes of the same content, with pictures for the views."""
-    parts = [
-        {"type": "text", "text": c} if isinstance(c, str) else {"type": "image"} for c in contents
-    ]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
-    )
-    images = [picture(part) for part in contents if isinstance(part, ImagePart)]
-    return processor(text=text, images=images, add_special_tokens=False, **kwargs)["input_ids"][0]
-
-
-def picture(part: ImagePart) -> Image.Image:
-    """Twice as wide as high where pan-and-scan should cut it in two."""
-    return Image.fromarray(np.zeros((28, 28 * max(1, len(part.views) - 1), 3), dtype=np.uint8))
-
-
-CONTENTS: list[tuple[str | ImagePart, ...]] = [
-    (IMAGE,),
-    (IMAGE, "after"),
-    ("before", IMAGE),
-    ("before ", IMAGE, " after"),
-    ("before\n\n", IMAGE, "\n\nafter"),
-    (IMAGE, OTHER_IMAGE),
-    ("one", IMAGE, "two", OTHER_IMAGE, "three", IMAGE),
-]
-
-
-@pytest.mark.parametrize("contents", CONTENTS)
-def test_image_prompt_is_the_one_of_transformers(
-    builder: PromptBuilder, processor: Any, contents: Sequence[str | ImagePart]
-) -> None:
-    prompt = build(builder, [user(*contents)])
-    assert list(prompt.token_ids) == list(processed(processor, contents))
-
-
-@pytest.mark.parametrize(
-    "contents",
-    [(CROPPED_IMAGE,), ("Read ", CROPPED_IMAGE, IMAGE, "this", CROPPED_IMAGE)],
-)
-def test_cropped_image_prompt_is_the_one_of_transformers(
-    builder: PromptBuilder, processor: Any, contents: Sequence[str | ImagePart]
-) -> None:
-    """ms-swift#3972, transformers#36864, trl#7090: more features than soft tokens."""
-    prompt = build(builder, [user(*contents)])
-    assert list(prompt.token_ids) == list(
-        processed(
-            processor,
-            contents,
-            do_pan_and_scan=True,
-            pan_and_scan_min_crop_size=8,
-            pan_and_scan_max_num_crops=4,
-            pan_and_scan_min_ratio_to_activate=1.2,
-        )
-    )
-
-
-def test_spans_name_the_soft_tokens_and_the_views_in_order(builder: PromptBuilder) -> None:
-    prompt = build(builder, [user("see", CROPPED_IMAGE), message("assistant", "ok"), user(IMAGE)])
-    assert [span.view for span in prompt.images] == [b"original", b"left", b"right", b"whole"]
-    assert all(span.num_tokens == VISION.tokens_per_view for span in prompt.images)
-    covered = [i for span in prompt.images for i in range(span.start, span.end)]
-    assert covered == [i for i, token_id in enumerate(prompt.token_ids) if token_id == SOFT]
-    assert prompt.images[0] == ImageSpan(prompt.token_ids.index(SOFT), 4, b"original")
-
-
-def test_image_for_a_text_model_is_refused_where_it_stands(tokenizer: Any) -> None:
-    builder = make_builder(tokenizer, vision=None)
-    with pytest.raises(InvalidRequestError, match="text only") as error:
-        build(builder, [user("hi"), user("see", IMAGE)])
-    assert error.value.param == "messages[1].content"
-
-
-def test_template_without_a_place_for_images_is_no_way_to_lose_them() -> None:
-    tokenizer = synthetic_tokenizer(vocab_size=512, boi_token_id=509, eoi_token_id=510)
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
-    )
-    with pytest.raises(InvalidRequestError, match="no place for images"):
-        build(make_builder(tokenizer), [user("see", IMAGE)])
-
-
 def test_prompt_that_leaves_room_for_one_token_fits_and_a_longer_one_does_not(
     builder: PromptBuilder, tokenizer: Any
 ) -> None:
@@ -392,12 +243,6 @@ def test_surely_too_many_turns_are_refused_without_rendering_them() -> None:
     builder = make_builder(tokenizer, vision=None, max_model_len=1000)
     with pytest.raises(ContextLengthError, match="at least 1006 tokens"):
         build(builder, turns)
-
-
-def test_too_many_images_are_refused_by_their_number(tokenizer: Any) -> None:
-    builder = make_builder(tokenizer, max_model_len=1000)
-    with pytest.raises(ContextLengthError, match="maximum context length is 1000 tokens"):
-        build(builder, [user(*[IMAGE] * 250)])
 
 
 def test_threads_may_build_at_once(builder: PromptBuilder) -> None:
