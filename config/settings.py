@@ -141,8 +141,8 @@ class AppSettings(BaseModel):
     """Whose kernels compute attention: ``triton`` (our own), ``varlen`` (torch's FlashAttention,
     over pages), ``native`` (our own for CPUs), ``sdpa`` (torch's, over gathered keys) or
     ``reference`` (slow; to compare with). ``auto`` takes the first of them that passes a trial at
-    start-up; the log says which. ``triton`` and ``native`` bring kernels for norms and, with AMX,
-    products too."""
+    start-up; the log says which. ``triton`` and ``native`` bring kernels for norms and, with AMX or
+    AVX-512 BF16, products too."""
     enforce_eager: bool = _ENGINE.enforce_eager
     """Launch every operation of a decode step from Python instead of replaying CUDA graphs, which
     are recorded at start-up and take memory, and begin no step before the last one's tokens are

@@ -2,8 +2,8 @@
 
 On a CPU, bfloat16 weights are packed. One that has bfloat16 arithmetic gets oneDNN's blocks, which
 it reads about 1.5 times faster than the rows that a checkpoint has, and which can apply an
-activation before they round; with AMX it gets tiles of our own, which are read another 1.3 times
-faster. An x86 without (before AVX-512 BF16) would emulate it, many times
+activation before they round; an x86 with a compiler gets tiles of our own, which are read another
+1.2 to 1.3 times faster. An x86 without (before AVX-512 BF16) would emulate it, many times
 slower; it gets FBGEMM's blocks of float16 *weights*, which are multiplied with float32 activations.
 The blocks take the place of the rows, so that memory does not double. Everything else multiplies as
 torch does.

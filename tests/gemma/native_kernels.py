@@ -20,9 +20,11 @@ def _obstacle() -> str | None:
 _OBSTACLE: Final = _obstacle()
 _HAS_TILES: Final = (
     _OBSTACLE is None
-    and native_kernels().has_tiles
+    and native_kernels().multiplies
     and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 )
 
 needs_kernels: Final = pytest.mark.skipif(_OBSTACLE is not None, reason=str(_OBSTACLE))
-needs_tiles: Final = pytest.mark.skipif(not _HAS_TILES, reason="there is no AMX, or no compiler")
+needs_tiles: Final = pytest.mark.skipif(
+    not _HAS_TILES, reason="there is neither AMX nor AVX-512 BF16, or no compiler"
+)

@@ -16,8 +16,8 @@ from gemma_serve.gemma.checkpoint_cache import cache_folder
 logger = logging.getLogger(__name__)
 
 _FOLDER: Final = Path(__file__).parent
-_SOURCES: Final = ("norms.cpp", "attention.cpp", "products.cpp")
-_HEADERS: Final = ("numbers.h",)
+_SOURCES: Final = ("norms.cpp", "attention.cpp", "tile_products.cpp", "vector_products.cpp")
+_HEADERS: Final = ("numbers.h", "products.h")
 _COMPILE_FLAGS: Final = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math"),

@@ -76,11 +76,16 @@ class NativeKernels:
         self._attend = _function(
             library, "attend", *[c_void_p] * 6, *[c_int64] * 5, c_float, *[c_int] * 2
         )
-        self._multiply_tiles = _function(
-            library, "multiply_tiles", *[c_void_p] * 3, *[c_int64] * 3, c_int
+        by_tiles = bool(library["has_tiles"]())  # AMX, and a system that lets programs use it
+        self._multiply = _function(
+            library,
+            "multiply_tiles" if by_tiles else "multiply_by_vectors",
+            *[c_void_p] * 3,
+            *[c_int64] * 3,
+            c_int,
         )
-        self.has_tiles = bool(library["has_tiles"]())
-        """Whether the machine has AMX, and its system lets programs use it."""
+        self.multiplies = by_tiles or bool(library["has_bfloat16_vectors"]())
+        """Whether the machine has AMX or AVX-512 BF16, for ``multiply``."""
 
     def norm(self, output: Tensor, hidden: Tensor, weight: Tensor, eps: float) -> None:
         """``hidden`` ``[num_rows, width]`` normalised, into ``output``."""
@@ -198,13 +203,13 @@ class NativeKernels:
             _is_bfloat16(key_plane),
         )
 
-    def multiply_tiles(
+    def multiply(
         self, output: Tensor, activations: Tensor, weights: Tensor, *, is_gated: bool
     ) -> None:
         """``activations`` ``[num_rows, num_inputs]`` times ``weights``, as ``products`` lays them
         out; all bfloat16. ``is_gated``: ``gelu(gate) * up`` of what they give."""
         num_rows, num_inputs = activations.shape
-        self._multiply_tiles(
+        self._multiply(
             output.data_ptr(),
             activations.data_ptr(),
             weights.data_ptr(),

@@ -1,4 +1,5 @@
-"""Products with bfloat16 weights by AMX, laid out once in the order in which they are read."""
+"""Products with bfloat16 weights by AMX or AVX-512, laid out once in the order in which they are
+read."""
 
 from typing import Final
 
@@ -25,10 +26,10 @@ class TileBlocks:
 
     @staticmethod
     def take(weight: Tensor, bias: Tensor | None) -> bool:
-        """Whether the machine has AMX, and ``weight`` can be cut into whole blocks."""
+        """Whether the machine can multiply so, and ``weight`` can be cut into whole blocks."""
         num_outputs, num_inputs = weight.shape
         is_whole = num_outputs % (2 * _TILE) == 0 and num_inputs % _DEPTH == 0
-        return is_whole and bias is None and native_kernels().has_tiles
+        return is_whole and bias is None and native_kernels().multiplies
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return _multiply(hidden, self._weights, self._num_outputs, is_gated=False)
@@ -49,12 +50,12 @@ class GatedTileBlocks:
 
 def _multiply(hidden: Tensor, weights: Tensor, num_outputs: int, *, is_gated: bool) -> Tensor:
     output = hidden.new_empty((hidden.shape[0], num_outputs))
-    native_kernels().multiply_tiles(output, hidden.contiguous(), weights, is_gated=is_gated)
+    native_kernels().multiply(output, hidden.contiguous(), weights, is_gated=is_gated)
     return output
 
 
 def _in_tiles(weight: Tensor) -> Tensor:
-    """``[num_blocks, num_tiles, tile, pair of inputs, output, 2]``, as ``products.cpp`` has it."""
+    """``[num_blocks, num_tiles, tile, pair of inputs, output, 2]``, as ``products.h`` has it."""
     num_inputs = weight.shape[1]
     rows = weight.view(-1, 2, _TILE, num_inputs // _DEPTH, _DEPTH // 2, 2)
     tiles = rows.permute(0, 3, 1, 4, 2, 5)

@@ -1,28 +1,16 @@
-// Products with bfloat16 weights by AMX, a CPU's matrix unit.
-//
-// Few rows of activations are multiplied as fast as memory gives the weights, which therefore lie
-// in the order in which they are read. A *tile* is a register of 16 rows of 64 bytes. One of
-// weights holds 32 inputs of 16 outputs, of two inputs each after the other in a row, as the
-// instruction wants them; two of them stand side by side in a *block* of 32 outputs, and all tiles
-// of a block one after another. `library.py` describes the arguments.
+// Products with bfloat16 weights by AMX, a CPU's matrix unit, whose registers are tiles.
+// `library.py` describes the arguments.
 
-#include "numbers.h"
+#include "products.h"
 
 #ifdef __AMX_BF16__
 
-#include <immintrin.h>
-#include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 namespace {
 
-constexpr int kTile = 16;          // rows of a tile; float32 columns of one of sums
-constexpr int kDepth = 32;         // bfloat16 columns of a tile
-constexpr int kBlock = 2 * kTile;  // outputs, or rows of activations, that are computed together
-constexpr int kTileNumbers = kTile * kDepth;
 constexpr int kPrefetchBytes = 2048;  // how far ahead of 16 rows' use weights are asked for
-constexpr int kShares = 8;  // of the outputs, for each thread: one that is interrupted takes fewer
 
 using Sums = float[kBlock][kBlock];
 
@@ -44,11 +32,6 @@ struct alignas(64) TileShapes {
     }
   }
 };
-
-void prefetch(const BFloat16* weights, int num_bytes_ahead) {
-  const char* place = reinterpret_cast<const char*>(weights) + num_bytes_ahead;
-  for (int line = 0; line < 2 * kTile; ++line) _mm_prefetch(place + line * 64, _MM_HINT_T0);
-}
 
 // Up to 32 rows with one block of weights, which is in memory still, or in a cache.
 template <bool kHasSecondRows, bool kInMemory>
@@ -84,37 +67,12 @@ void multiply(Sums sums, const BFloat16* activations, int64_t num_inputs,
   }
 }
 
-// What comes out of a block of sums: all of them,
-struct Plain {
-  static constexpr int kOutputs = kBlock;
-
-  static void store_row(BFloat16* output, const float* sums) {
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i) store(output + i, sums[i]);
-  }
-};
-
-// or gelu(gate) * up of 16 gates and the 16 factors beside them (the tanh form of GELU).
-struct Gated {
-  static constexpr int kOutputs = kTile;
-
-  static void store_row(BFloat16* output, const float* sums) {
-#pragma omp simd
-    for (int i = 0; i < kTile; ++i) {
-      const float gate = sums[i];
-      const float twice = 1.5957691216f * (gate + 0.044715f * gate * gate * gate);
-      const float power = exp_of(std::min(-twice, 40.0f));
-      store(output + i, gate / (1.0f + power) * sums[i + kTile]);
-    }
-  }
-};
-
 template <typename Outputs>
 void multiply_all(BFloat16* output, const BFloat16* activations, const BFloat16* weights,
                   int64_t num_rows, int64_t num_inputs, int64_t num_blocks) {
   const int64_t num_outputs = num_blocks * Outputs::kOutputs;
   const TileShapes whole(kBlock), last(static_cast<int>((num_rows - 1) % kBlock + 1));
-  const int64_t share = std::max<int64_t>(1, num_blocks / (kShares * omp_get_max_threads()));
+  const int64_t share = share_of(num_blocks);
 #pragma omp parallel
   {
     const TileShapes* shapes = num_rows >= kBlock ? &whole : &last;
