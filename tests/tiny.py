@@ -48,9 +48,12 @@ def tiny_text_model(
     num_layers: int = 6,
     sliding_window: int = 16,
     num_kv_heads: int = 2,
+    hidden_size: int = 32,
+    intermediate_size: int = 48,
 ) -> Gemma3ForCausalLM:
     """A text-only model of ``VOCAB_SIZE`` tokens; of six layers the last has full attention."""
     config = _text_config(VOCAB_SIZE, num_layers, sliding_window, num_kv_heads)
+    config.hidden_size, config.intermediate_size = hidden_size, intermediate_size
     model = _random_model(config, dtype, seed)
     assert isinstance(model, Gemma3ForCausalLM)
     return model
