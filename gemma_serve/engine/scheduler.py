@@ -22,7 +22,7 @@ class ScheduledSequence:
     start: int
     end: int
     samples: bool
-    """Whether the step yields the next token: it computes the last one known."""
+    """Whether the step yields the next token: it computes the last one, known or awaited."""
     drafts: tuple[int, ...] = ()
     """Guesses for the tokens after the last one known. The step also samples what follows each."""
     is_taken_back: bool = field(default=False, init=False)
@@ -56,7 +56,7 @@ class ScheduledSequence:
 
     @property
     def decodes(self) -> bool:
-        """Whether but one token is computed that is known."""
+        """Whether but one token is computed that is no guess."""
         return self.end - self.start - len(self.drafts) == 1
 
     @property
