@@ -23,9 +23,10 @@ constexpr int kTileNumbers = kTile * kDepth;
 constexpr int kShares = 8;  // of the outputs, for each thread: one that is interrupted takes fewer
 
 // Ask for the two tiles that lie so far ahead: in one go and in order, as memory likes it.
-inline void prefetch(const BFloat16* weights, int num_bytes_ahead) {
+template <_mm_hint kCache = _MM_HINT_T0>
+inline void prefetch(const BFloat16* weights, int64_t num_bytes_ahead) {
   const char* place = reinterpret_cast<const char*>(weights) + num_bytes_ahead;
-  for (int line = 0; line < 2 * kTile; ++line) _mm_prefetch(place + line * 64, _MM_HINT_T0);
+  for (int line = 0; line < 2 * kTile; ++line) _mm_prefetch(place + line * 64, kCache);
 }
 
 // What comes out of a block of sums: all of them,

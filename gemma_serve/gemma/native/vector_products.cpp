@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int kPrefetchBytes = 8192;  // how far ahead of their use weights are asked for
-constexpr int kMaxRows = 13;  // whose sums fit the registers beside a pair of weights
+constexpr int kMaxRows = 8;  // of a group: 16 sums, so that no addition waits for another
 
 using Sums = float[kMaxRows][kBlock];
 
@@ -42,13 +42,18 @@ std::vector<Rows> in_groups(const BFloat16* activations, int64_t num_rows, int64
   return groups;
 }
 
-// `kRows` rows with one block of weights, which is in memory still, or in a cache.
-template <int kRows, bool kInMemory>
+// Which weights to ask for on the way: those that come next, the same of the next block, or none.
+enum class Ahead { kNear, kNextBlock, kNone };
+
+// `kRows` rows with one block of weights.
+template <int kRows, Ahead kAhead>
 void multiply(Sums sums, const uint32_t* pairs, int64_t num_inputs, const BFloat16* weights) {
   __m512 low[kRows], high[kRows];
   for (int row = 0; row < kRows; ++row) low[row] = high[row] = _mm512_setzero_ps();
   for (int64_t input = 0; input < num_inputs; input += kDepth) {
-    if (kInMemory) prefetch(weights, kPrefetchBytes);
+    if (kAhead == Ahead::kNear) prefetch(weights, kPrefetchBytes);
+    if (kAhead == Ahead::kNextBlock)
+      prefetch<_MM_HINT_T1>(weights, kBlock * num_inputs * sizeof(BFloat16));
     for (int pair = 0; pair < kDepth / 2; ++pair) {
       const auto left = (__m512bh)_mm512_loadu_si512(weights + pair * kDepth);
       const auto right = (__m512bh)_mm512_loadu_si512(weights + kTileNumbers + pair * kDepth);
@@ -70,9 +75,9 @@ void multiply(Sums sums, const uint32_t* pairs, int64_t num_inputs, const BFloat
 
 using Multiply = void (*)(Sums, const uint32_t*, int64_t, const BFloat16*);
 
-template <bool kInMemory, size_t... kRows>
+template <Ahead kAhead, size_t... kRows>
 Multiply multiply_of(int num_rows, std::index_sequence<kRows...>) {
-  constexpr Multiply kAll[] = {multiply<kRows + 1, kInMemory>...};
+  constexpr Multiply kAll[] = {multiply<kRows + 1, kAhead>...};
   return kAll[num_rows - 1];
 }
 
@@ -86,9 +91,13 @@ void multiply_all(BFloat16* output, const BFloat16* activations, const BFloat16*
 #pragma omp parallel for schedule(dynamic, share)
   for (int64_t block = 0; block < num_blocks; ++block) {
     const BFloat16* of_block = weights + block * kBlock * num_inputs;
-    for (const Rows& rows : groups) {
-      const Multiply multiply_rows = rows.first == 0 ? multiply_of<true>(rows.number, kNumbers)
-                                                     : multiply_of<false>(rows.number, kNumbers);
+    for (size_t group = 0; group < groups.size(); ++group) {
+      // The first rows read the weights; while the second ones compute, the next block is read.
+      const Rows& rows = groups[group];
+      const Multiply multiply_rows =
+          group == 0   ? multiply_of<Ahead::kNear>(rows.number, kNumbers)
+          : group == 1 ? multiply_of<Ahead::kNextBlock>(rows.number, kNumbers)
+                       : multiply_of<Ahead::kNone>(rows.number, kNumbers);
       alignas(64) Sums sums;
       multiply_rows(sums, rows.pairs, num_inputs, of_block);
       for (int i = 0; i < rows.number; ++i)
