@@ -14,7 +14,6 @@ from typing import Final
 from benchmarks.gpu import models, work
 from benchmarks.gpu.findings import Finding, Target
 from benchmarks.gpu.scale import Scale
-from gemma_serve.engine.engine import Engine
 from gemma_serve.gemma.config import Device
 from gemma_serve.gemma.engine_builder import build_engine
 from gemma_serve.gemma.placement import Placement
@@ -45,9 +44,7 @@ def _answers(
 ) -> list[list[int]]:
     """Greedy tokens of requests that come one step after the other."""
     gemma = models.load(size, device)
-    engine: Engine = build_engine(
-        gemma, replace(models.engine_config(scale), enforce_eager=enforce_eager)
-    )
+    engine = build_engine(gemma, replace(models.engine_config(scale), enforce_eager=enforce_eager))
     prompts = work.prompts(_NUM_REQUESTS, scale.prompt_tokens, gemma.model.lm_head.out_features)
     answers: dict[int, list[int]] = {}
     waiting = deque(prompts)

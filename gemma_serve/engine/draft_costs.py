@@ -1,7 +1,9 @@
 """What it costs to compute drafted tokens beside those that are computed anyway."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+from gemma_serve.engine.running_mean import RunningMean
 
 _PRIOR: Final = 0.1
 """Of a device that reads its weights once for all tokens of a step, until it is measured."""
@@ -22,8 +24,8 @@ _FORGETTING: Final = 0.001
 class _Measured:
     """Steps of about the same number of sequences."""
 
-    num_plain_steps: int = 0
-    plain_s: float = 0.0
+    plain: RunningMean = field(default_factory=lambda: RunningMean(_PLAIN_WEIGHT))
+    """Seconds of those without drafts."""
     cost: float = _PRIOR
 
 
@@ -40,18 +42,16 @@ class DraftCosts:
     def of(self, num_decoding: int) -> float | None:
         """The share of a step without drafts that each draft adds; ``None``: not known yet."""
         measured = self._measured(num_decoding)
-        return measured.cost if measured.num_plain_steps >= _MIN_PLAIN_STEPS else None
+        return measured.cost if measured.plain.count >= _MIN_PLAIN_STEPS else None
 
     def observe(self, num_decoding: int, num_drafts: int, duration_s: float) -> None:
         """Take in a step that computed ``num_drafts`` and one token of each sequence."""
         measured = self._measured(num_decoding)
         if num_drafts == 0:
-            measured.num_plain_steps += 1
-            weight = max(_PLAIN_WEIGHT, 1 / measured.num_plain_steps)
-            measured.plain_s += (duration_s - measured.plain_s) * weight
+            measured.plain.add(duration_s)
             measured.cost += (_PRIOR - measured.cost) * _FORGETTING
-        elif measured.plain_s > 0:
-            cost = (duration_s / measured.plain_s - 1) / num_drafts
+        elif measured.plain.value > 0:
+            cost = (duration_s / measured.plain.value - 1) / num_drafts
             measured.cost += (min(max(cost, 0.0), _MAX) - measured.cost) * _COST_WEIGHT
 
     def _measured(self, num_decoding: int) -> _Measured:

@@ -5,8 +5,9 @@ which a few hundred prompt tokens share; more of them make everybody wait. How m
 on the model and the device, so it is measured.
 """
 
-import math
 from typing import Final
+
+from gemma_serve.engine.running_mean import RunningMean
 
 _MIN_TOKENS: Final = 32
 """Fewer are hardly faster, and a prompt must get on."""
@@ -23,13 +24,12 @@ class PrefillBudget:
 
     def __init__(self, *, chunk_size: int, max_slowdown: float, min_tokens: int = 0) -> None:
         """``chunk_size``: the most there ever are. ``max_slowdown``: how many times as long as a
-        step without prompts one with prompts may take; infinity for any number. ``min_tokens``: are
-        always allowed.
+        step without prompts one with prompts may take. ``min_tokens``: are always allowed.
         """
         self._chunk_size = chunk_size
         self._max_slowdown = max_slowdown
         self._min_tokens = min(max(min_tokens, _MIN_TOKENS), chunk_size)
-        self._plain: dict[int, _Mean] = {}
+        self._plain: dict[int, RunningMean] = {}
         """Seconds of steps without prompts, by the magnitude of how many sequences decode."""
         self._cost_s: float | None = None
         """What a prompt token adds to a step, where prompts add as much as they may."""
@@ -50,10 +50,11 @@ class PrefillBudget:
 
     def observe(self, *, num_decoding: int, num_prompt_tokens: int, duration_s: float) -> None:
         """Take in how long a step took."""
-        if num_decoding == 0 or math.isinf(self._max_slowdown):
+        if num_decoding == 0:
             return
         if num_prompt_tokens == 0:
-            self._plain.setdefault(num_decoding.bit_length(), _Mean()).add(duration_s)
+            plain = self._plain.setdefault(num_decoding.bit_length(), RunningMean(_PLAIN_WEIGHT))
+            plain.add(duration_s)
         elif num_prompt_tokens >= _MIN_TOKENS and (plain_s := self._plain_s(num_decoding)):
             allowed_s = self._allowed_s(plain_s)
             # The first tokens may cost nothing, so what a few cost does not tell of more: where
@@ -73,17 +74,3 @@ class PrefillBudget:
         if not known or num_decoding == 0:
             return None
         return self._plain[min(known, key=lambda size: abs(size - num_decoding.bit_length()))].value
-
-
-class _Mean:
-    """Of all values at first, then of the last ones."""
-
-    __slots__ = ("count", "value")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.value = 0.0
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.value += (value - self.value) * max(_PLAIN_WEIGHT, 1 / self.count)

@@ -176,6 +176,8 @@ class Scheduler:
 
     def observe(self, batch: ScheduledBatch, duration_s: float) -> None:
         """Learn from how long the step took."""
+        if self._speculation is None and self._prefill_budget is None:
+            return
         num_decoding = sum(s.decodes for s in batch.scheduled)
         num_prompt_tokens = sum(s.end - s.start for s in batch.scheduled if not s.decodes)
         if self._speculation is not None and num_prompt_tokens == 0:
@@ -223,7 +225,7 @@ class Scheduler:
 
     def _admit(self, scheduled: dict[int, ScheduledSequence], token_budget: int) -> None:
         """Start waiting sequences in turn, while there are places, tokens and blocks."""
-        if not self._waiting or token_budget <= 0:
+        if not self._waiting or token_budget == 0:
             return
         num_reserved = sum(map(self._num_blocks_to_come, self._running))
         expectant: list[Sequence] = []

@@ -105,11 +105,13 @@ def max_model_len(gemma: LoadedGemma, config: EngineConfig) -> int:
     return config.max_model_len
 
 
-def _prefill_budget(gemma: LoadedGemma, config: EngineConfig) -> PrefillBudget:
+def _prefill_budget(gemma: LoadedGemma, config: EngineConfig) -> PrefillBudget | None:
     """An image is computed in one step, so there is always room for one."""
     max_slowdown = config.max_prefill_slowdown
     if max_slowdown is None:
         max_slowdown = _GPU_PREFILL_SLOWDOWN if _is_on_gpu(gemma) else math.inf
+    if math.isinf(max_slowdown):
+        return None
     return PrefillBudget(
         chunk_size=config.prefill_chunk_size,
         max_slowdown=max_slowdown,

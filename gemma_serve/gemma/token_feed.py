@@ -24,13 +24,12 @@ class TokenFeed:
 
     def names(self, batch: ScheduledBatch) -> list[int]:
         """Of the batch's tokens, one after the other, for ``token_ids`` to be called next."""
-        rows: dict[int, int] = {}
-        if any(scheduled.is_awaited for scheduled in batch.scheduled):
-            rows = self._take_last()
-        names = []
+        names: list[int] = []
+        rows: dict[int, int] | None = None
         for scheduled in batch.scheduled:
             names += scheduled.token_ids
             if scheduled.is_awaited:
+                rows = self._take_last() if rows is None else rows
                 names.append(-1 - rows[scheduled.sequence.arrival])
         return names
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from config.settings import AppSettings, parse_api_keys
@@ -153,3 +155,12 @@ def test_speculation_reaches_the_engine_and_needs_a_larger_chunk() -> None:
         AppSettings(
             speculation="prompt_lookup", num_speculative_tokens=4, prefill_chunk_size=4
         ).to_engine_config()
+
+
+def test_the_limit_of_prompts_beside_answers_reaches_the_engine() -> None:
+    assert AppSettings().to_engine_config().max_prefill_slowdown is None
+    assert AppSettings(max_prefill_slowdown=2.5).to_engine_config().max_prefill_slowdown == 2.5
+    unlimited = AppSettings(max_prefill_slowdown=math.inf).to_engine_config()
+    assert unlimited.max_prefill_slowdown == math.inf
+    with pytest.raises(ConfigurationError, match="max_prefill_slowdown: should be greater than 1"):
+        AppSettings(max_prefill_slowdown=1.0)

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from gemma_serve.engine.config import EngineConfig
 from gemma_serve.engine.engine import Engine, EngineRequest
 from gemma_serve.engine.sequence import PromptInputs
 from gemma_serve.errors import ConfigurationError
+from gemma_serve.gemma import engine_builder
 from gemma_serve.gemma.attention.sdpa import SdpaAttention
 from gemma_serve.gemma.attention.step import Chunk
 from gemma_serve.gemma.engine_builder import build_engine
@@ -111,3 +114,34 @@ def test_fp8_cache_is_refused_for_attention_that_does_not_read_it() -> None:
         build_engine(
             loaded(tiny_text_model()), EngineConfig(kv_cache_dtype="fp8"), attention=OwnKernel
         )
+
+
+def test_prompts_are_limited_beside_answers_where_the_operator_says_so() -> None:
+    config = EngineConfig(max_model_len=64, kv_cache_memory_bytes=2**20)
+    assert build_engine(loaded(tiny_text_model()), config)._scheduler._prefill_budget is None
+    limited = replace(config, max_prefill_slowdown=2.0)
+    budget = build_engine(loaded(tiny_text_model()), limited)._scheduler._prefill_budget
+    assert budget is not None
+    for num_prompt_tokens, duration_s in ((0, 0.01),) * 4 + ((512, 0.06),):
+        budget.observe(num_decoding=8, num_prompt_tokens=num_prompt_tokens, duration_s=duration_s)
+    assert budget.tokens(num_decoding=8, num_waiting=1) == 102
+
+
+@pytest.mark.parametrize(
+    ("device", "config", "expected"),
+    [
+        ("cuda", EngineConfig(), True),
+        ("cuda", EngineConfig(enforce_eager=True), False),
+        ("cuda", EngineConfig(speculation="prompt_lookup"), False),
+        ("cpu", EngineConfig(), False),
+    ],
+    ids=["GPU", "eager", "speculating", "CPU"],
+)
+def test_the_engine_runs_ahead_of_a_gpu_that_it_need_not_wait_for(
+    device: str, config: EngineConfig, expected: bool
+) -> None:
+    gemma = loaded(tiny_text_model())
+    weight = SimpleNamespace(device=torch.device(device))  # there may be no such device here
+    model = SimpleNamespace(lm_head=SimpleNamespace(weight=weight))
+    somewhere = replace(gemma, model=cast(Any, model))
+    assert engine_builder._runs_ahead(somewhere, config) is expected
